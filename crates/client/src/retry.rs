@@ -109,6 +109,14 @@ pub(crate) enum AttemptError {
 }
 
 impl AttemptError {
+    /// The shortest pause that the reply requests.
+    fn retry_after(&self) -> Duration {
+        match self {
+            Self::LookUp(cause) | Self::Server(cause) => cause.retry_after(),
+            Self::Gone(_) => Duration::ZERO,
+        }
+    }
+
     /// Whether a server may have received the request.
     pub(crate) fn reached_server(&self) -> bool {
         match self {
@@ -171,6 +179,8 @@ pub(crate) struct RetryState {
     unanswered: u32,
     /// Why the outcome of an earlier attempt is unknown. Only a reply to the request itself resolves it.
     unknown_cause: Option<IndeterminateCause>,
+    /// Why the last attempt failed.
+    last: Option<Error>,
     hints: u32,
     relocated: bool,
     // Most calls need no pause, and a seed costs a system call: generated on first use.
@@ -184,6 +194,7 @@ impl RetryState {
             deadline,
             unanswered: 0,
             unknown_cause: None,
+            last: None,
             hints: 0,
             relocated: false,
             backoff: None,
@@ -215,14 +226,16 @@ impl RetryState {
         elapsed: Duration,
         seed: impl FnOnce() -> u64,
     ) -> RetryStep {
+        let at_least = failure.retry_after();
         match self.decide(failure, seed) {
             RetryDecision::Fail(error) => RetryStep::Fail(error),
             RetryDecision::Again { pause, target, why } => {
-                if elapsed.saturating_add(pause) >= self.deadline {
-                    RetryStep::Fail(self.out_of_time(Some(why)))
-                } else {
-                    RetryStep::Retry { pause, target }
+                let remaining = self.deadline.saturating_sub(elapsed);
+                if remaining.is_zero() {
+                    return RetryStep::Fail(self.out_of_time(Some(why)));
                 }
+                self.last = Some(why);
+                RetryStep::Retry { pause: fit(pause, at_least, remaining), target }
             }
         }
     }
@@ -231,7 +244,10 @@ impl RetryState {
     fn out_of_time(&self, last: Option<Error>) -> Error {
         match &self.unknown_cause {
             Some(cause) => Error::Indeterminate { cause: cause.clone() },
-            None => Error::Deadline { deadline: self.deadline, last: last.map(Box::new) },
+            None => {
+                let last = last.or_else(|| self.last.clone()).map(Box::new);
+                Error::Deadline { deadline: self.deadline, last }
+            }
         }
     }
 
@@ -413,6 +429,16 @@ impl RetryState {
         });
         backoff.next().unwrap_or(LONGEST_PAUSE).max(at_least)
     }
+}
+
+/// The pause within the `remaining` time. Its own length gives way to one more attempt; what the server asks for,
+/// `at_least`, does not: then the call waits for its deadline, or for an announcement that the subject moves.
+fn fit(pause: Duration, at_least: Duration, remaining: Duration) -> Duration {
+    if pause < remaining {
+        return pause;
+    }
+    let half = remaining / 2;
+    if half < FIRST_PAUSE || at_least > half { remaining } else { half }
 }
 
 #[cfg(test)]

@@ -225,12 +225,33 @@ fn retry_stops_on_permanent_error() {
     }
 }
 
-/// If the pause would end after the deadline, the call fails at once with the last error.
+/// A deadline is never cut short: if the server asks for a longer pause than is left, the call ends at its
+/// deadline, with the last error.
 #[test]
-fn retry_pause_beyond_deadline_fails_at_once() {
+fn retry_pause_beyond_deadline_waits_for_deadline() {
     let mut attempts = RetryState::new(RetryPolicy::Never, DEADLINE);
     let next = attempts.next(refused(ErrorReply::overloaded("busy", 2_000)), Duration::from_secs(9), || 7);
-    assert!(matches!(next, RetryStep::Fail(Error::Deadline { last: Some(_), .. })), "{next:?}");
+    let RetryStep::Retry { pause, .. } = next else { panic!("{next:?}") };
+    assert_eq!(pause, Duration::from_secs(1));
+    let end = attempts.attempt_deadline(DEADLINE);
+    assert!(matches!(end, Err(Error::Deadline { last: Some(_), .. })), "{end:?}");
+}
+
+/// If the client's own pause is longer than the time that is left, the call makes a few more attempts instead.
+#[test]
+fn retry_own_pause_leaves_time_for_attempts() {
+    let mut attempts = RetryState::new(RetryPolicy::Idempotent, DEADLINE);
+    let mut elapsed = DEADLINE - Duration::from_millis(200);
+    let mut left = Vec::new();
+    while elapsed < DEADLINE {
+        left.push(DEADLINE - elapsed);
+        match attempts.next(refused(ErrorReply::unavailable("?")), elapsed, || 7) {
+            RetryStep::Retry { pause, .. } => elapsed += pause,
+            RetryStep::Fail(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(elapsed, DEADLINE);
+    assert!(left.len() <= 12 && left.iter().any(|left| *left <= Duration::from_millis(25)), "{left:?}");
 }
 
 /// Retry pauses grow up to a limit and differ with the random numbers of the caller.
@@ -293,7 +314,7 @@ proptest! {
                 RetryStep::Retry { pause, .. } => {
                     prop_assert!(!(change && unknown));
                     in_doubt |= unknown && repeat == RetryPolicy::ByRequestId;
-                    prop_assert!(elapsed + pause < DEADLINE);
+                    prop_assert!(elapsed + pause <= DEADLINE);
                     elapsed += pause;
                 }
             }
