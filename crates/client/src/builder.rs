@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_bus::nats::{InvalidNatsUrl, NatsOptions};
-use dormouse_bus::{Bus, SubscribeError, SubscribeOptions, Subscription};
+use dormouse_bus::{Bus, SubscribeOptions, Subscription};
 use dormouse_protocol::fleet::GoneAnnouncement;
 use dormouse_protocol::{Prefix, SessionId, decode};
 use dormouse_runtime::{Env, Stop, Tasks};
@@ -12,6 +12,7 @@ use dormouse_runtime::{Env, Stop, Tasks};
 use crate::call::ClientShared;
 use crate::client::Client;
 use crate::error::Error;
+use crate::exchange::subscribe;
 use crate::gets::GetScheduler;
 use crate::location::Locations;
 use crate::request_ids::RequestIds;
@@ -63,7 +64,7 @@ impl Client {
     /// Cancelling the call has no side effects.
     ///
     /// # Errors
-    /// [`Error::Closed`] if the bus is closed.
+    /// [`Error::Closed`] if the bus is closed; [`Error::Deadline`] if the messaging system is away.
     pub async fn over(bus: Arc<dyn Bus>) -> Result<Self, Error> {
         Self::builder().over(bus).await
     }
@@ -133,7 +134,7 @@ impl ClientBuilder {
     /// Cancelling the call has no side effects.
     ///
     /// # Errors
-    /// [`Error::Closed`] if the bus is closed.
+    /// [`Error::Closed`] if the bus is closed; [`Error::Deadline`] if the messaging system is away.
     pub async fn over(self, bus: Arc<dyn Bus>) -> Result<Client, Error> {
         self.assemble(bus, None).await
     }
@@ -142,12 +143,12 @@ impl ClientBuilder {
         let locations = Locations::new(Arc::clone(&bus), self.prefix.clone(), self.location_capacity);
         let tasks = self.env.tasks();
         let options = SubscribeOptions { queue: None, capacity: ANNOUNCEMENTS };
-        match bus.subscribe(self.prefix.gone().into(), options).await {
+        match subscribe(&*bus, self.prefix.gone().into(), options, self.deadline).await {
             Ok(announcements) => {
                 let task = follow_announcements(announcements, locations.clone(), tasks.stop().clone());
                 tasks.spawn("gone announcements", task);
             }
-            Err(SubscribeError::Closed) => return Err(Error::Closed),
+            Err(error @ (Error::Closed | Error::Deadline { .. })) => return Err(error),
             // Without announcements, the client detects a failover later, by a timeout of the old server.
             Err(error) => {
                 tracing::info!(

@@ -341,7 +341,7 @@ impl Kv {
     /// If the call is cancelled, no feed remains.
     ///
     /// # Errors
-    /// [`Error::PermissionDenied`]; [`Error::Closed`].
+    /// [`Error::Deadline`] if the messaging system is away; [`Error::PermissionDenied`]; [`Error::Closed`].
     pub async fn watch_with_history(&self, key: impl Into<String>) -> Result<Feed, Error> {
         self.feed(FeedKeys::One(key.into()), FeedFrom::Beginning).await
     }
@@ -372,8 +372,8 @@ impl Kv {
     /// If the call is cancelled, no feed remains.
     ///
     /// # Errors
-    /// From now on: the errors of every call. Otherwise only [`Error::PermissionDenied`] and
-    /// [`Error::Closed`]; the feed itself reports all other errors.
+    /// From now on: the errors of every call. Otherwise only [`Error::Deadline`] if the messaging system
+    /// is away, [`Error::PermissionDenied`] and [`Error::Closed`]; the feed itself reports all other errors.
     pub async fn feed(&self, keys: FeedKeys, from: FeedFrom) -> Result<Feed, Error> {
         Feed::start(self.handle.clone(), keys, from).await
     }

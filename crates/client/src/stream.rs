@@ -232,7 +232,7 @@ impl Stream {
     ///
     /// # Errors
     /// From now on: the errors of every call, since it requests the subject's position. Otherwise only
-    /// [`Error::PermissionDenied`] and [`Error::Closed`]; the feed itself reports all other errors.
+    /// [`Error::PermissionDenied`], [`Error::Closed`] and [`Error::Deadline`]; the feed itself reports all other errors.
     pub async fn feed(&self, from: FeedFrom) -> Result<Feed, Error> {
         Feed::start(self.handle.clone(), FeedKeys::All, from).await
     }

@@ -14,6 +14,7 @@ use super::output::FeedOutput;
 use super::receive_buffer::{ReceiveBuffer, Received};
 use super::update::{FeedFrom, FeedKeys, Update};
 use crate::error::Error;
+use crate::exchange;
 use crate::location::CachedServer;
 use crate::subject::Handle;
 
@@ -31,11 +32,15 @@ impl Feed {
         let pattern: RoutePattern = handle.inner.prefix.events(&handle.subject).into();
         // Before the subscription: connection events from its first moment on must be received.
         let connection = handle.inner.bus.events();
+        let started = handle.inner.env.boot();
         let events = subscribe(&handle, &pattern).await?;
         // After the subscription: every event later than the reply will be received.
         let (mut machine, mut step) = FeedMachine::begin(keys.clone(), from);
         if from == FeedFrom::Now {
-            let info = FeedInput::Info(Box::new(handle.info().await?));
+            let spent = handle.inner.env.boot().saturating_sub(started);
+            let within = Handle { deadline: handle.deadline.saturating_sub(spent), ..handle.clone() };
+            let info = within.info().await.map_err(|error| error.to_caller(handle.deadline))?;
+            let info = FeedInput::Info(Box::new(info));
             step = machine.apply(info, handle.inner.env.boot(), handle.inner.env.random_u64());
         }
         let (sender, output) = mpsc::channel(UPDATE_BUFFER);
@@ -59,7 +64,7 @@ impl Feed {
 
 async fn subscribe(handle: &Handle, pattern: &RoutePattern) -> Result<Subscription, Error> {
     let options = SubscribeOptions { queue: None, capacity: EVENT_BUFFER };
-    handle.inner.bus.subscribe(pattern.clone(), options).await.map_err(Error::from_subscribe)
+    exchange::subscribe(&*handle.inner.bus, pattern.clone(), options, handle.deadline).await
 }
 
 /// Moves events and connection changes into the buffer as fast as they arrive. Never returns: the end of the
