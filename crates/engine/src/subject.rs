@@ -21,6 +21,7 @@ mod open;
 pub(crate) mod page_room;
 mod pages;
 mod pipeline;
+mod planning;
 mod publish;
 mod reads;
 pub(crate) mod restore;
@@ -71,10 +72,16 @@ struct SubjectInbox {
 }
 
 impl SubjectInbox {
-    /// Waits for requests and takes as many as fit a burst. Cancelling the call takes none.
+    /// Waits for requests and takes as many as fit a burst. Called only if no taken request waits, so their number is
+    /// bounded. Cancelling the call takes none.
     async fn receive(&mut self) {
         self.queue.recv_many(&mut self.taken, BURST).await;
         self.waiting.extend(self.taken.drain(..));
+    }
+
+    /// Whether no request waits to be handled.
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.queue.is_empty()
     }
 
     /// Moves the requests in the queue to those that wait.

@@ -24,8 +24,10 @@ crate::labels! {
     pub enum StepKind as "step" {
         /// The intake takes a burst of requests: it decodes them and passes them on.
         Intake = "intake",
-        /// A subject's task plans and appends a burst of changes.
+        /// A subject's task plans and appends one slice of its changes.
         Plan = "plan",
+        /// An entry larger than a slice is encoded.
+        Encode = "encode",
         /// A subject's task publishes events and replies to changes that have reached their level.
         Acknowledge = "acknowledge",
         /// A read of messages by seq or key.

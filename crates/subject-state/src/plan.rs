@@ -1,14 +1,18 @@
 //! Plans requests: from a request to an entry of the log. Every decision about a write is made here, and
 //! there is no I/O.
 //!
-//! [`plan`] reads a request and the subject as it will be once all pending entries are applied. It checks
+//! [`PlanProgress`] reads a request and the subject as it will be once all pending entries are applied. It checks
 //! every limit and expectation, and decides seq, rev, timestamps and the replaced messages. The result is a
 //! [`LogEntry`], which gives the same result wherever and whenever it is applied.
+//!
+//! Planning proceeds in [slices](crate::database::Slice). Between two slices nothing of it is in the subject: a
+//! caller that drops it leaves no trace.
 //!
 //! | module | contents |
 //! |---|---|
 //! | `view` | the queries of planning to a subject |
 //! | `pending`, `overlay` | entries that are planned and not yet applied, as an overlay on a subject |
+//! | `progress` | how far the planning of a request is |
 //! | `set`, `draft`, `delete` | the rules of each request |
 //! | `limits` | the effect of a subject's limits on a write |
 //! | `upload_quota` | the effect of the limits on a value that is still being uploaded |
@@ -24,6 +28,7 @@ mod limits;
 mod outcome;
 mod overlay;
 mod pending;
+mod progress;
 mod retention;
 mod set;
 pub mod size;
@@ -32,19 +37,19 @@ mod view;
 
 pub use level::required;
 pub use outcome::answer;
-pub use pending::{PendingChanges, PendingView};
-pub use retention::{is_above_limits, plan_retention};
+pub use pending::{PendingChanges, PendingView, PushProgress};
+pub use progress::PlanProgress;
+pub use retention::{RetentionProgress, is_above_limits};
+pub use size::fits_slice;
 pub use upload_quota::UploadQuota;
-pub use view::{DedupLookup, StoredMessage, SubjectState, SubjectView};
+pub use view::{DedupLookup, ExpiryCursor, StoredMessage, SubjectState, SubjectView};
 
 use dormouse_format::entry::{DedupRecord, LogEntry, WriteOutcome};
-use dormouse_format::record::{BlobRef, RecordOp, RemovalCause};
-use dormouse_protocol::data::{ConfigureReply, ConfigureRequest, Expect};
+use dormouse_format::record::{BlobRef, RecordOp};
+use dormouse_protocol::data::Expect;
 use dormouse_protocol::limits::{ENVELOPE_BYTES, MAX_ITEMS_PER_REQUEST, MAX_KEY_BYTES};
 use dormouse_protocol::{ErrorCode, ErrorReply, MessageId, Position, RequestId, Timestamp};
 
-use self::delete::{DELETE_RECORD_BYTES, cut};
-use self::limits::Amount;
 use crate::request::{ChangeRequest, SubjectReply, SubjectRequest};
 
 /// The context of a request, beside its content.
@@ -56,7 +61,7 @@ pub struct PlanContext<'a> {
     /// read, and a larger reply could not be delivered.
     pub max_message_bytes: usize,
     /// Values of a set request that are stored as blobs: the set's index in the request, from 0, and the
-    /// object. Such a value stays out of the log.
+    /// object, in order of index. Such a value stays out of the log.
     pub blobs: &'a [(usize, BlobRef)],
 }
 
@@ -66,7 +71,7 @@ impl PlanContext<'_> {
     }
 
     fn blob(&self, index: usize) -> Option<BlobRef> {
-        self.blobs.iter().find(|(at, _)| *at == index).map(|&(_, blob)| blob)
+        self.blobs.binary_search_by_key(&index, |(at, _)| *at).ok().map(|place| self.blobs[place].1)
     }
 }
 
@@ -126,33 +131,8 @@ impl From<ErrorReply> for PlanRejection {
     }
 }
 
-/// Plans a changing request. Any other request gets `internal`.
-///
-/// The dedup window is checked before expectations and limits: a repeat gets the reply to the first copy,
-/// whatever the subject's state is now.
-#[must_use]
-pub fn plan(request: &SubjectRequest, view: &impl SubjectView, context: PlanContext<'_>) -> PlanResult {
-    if let Some(known) = remembered_reply(request, view, context) {
-        return known;
-    }
-    let accept_time = context.accept_time.max(view.state().accept_time);
-    let context = PlanContext { accept_time, ..context };
-    let decided = match request.as_change() {
-        Some(ChangeRequest::Set(request)) => set::plan_set(request, view, context),
-        Some(ChangeRequest::Delete(request)) => delete::plan_delete(request, view, context),
-        Some(ChangeRequest::DeleteAll(request)) => delete::plan_delete_all(request, view),
-        Some(ChangeRequest::Configure(request)) => plan_configure(request, view, context),
-        // A destroy is a manifest, and no entry of the log.
-        Some(ChangeRequest::Destroy(_)) | None => {
-            Err(ErrorReply::internal("a request that is not planned").into())
-        }
-    };
-    finish(decided, request_id(request), view.state(), context)
-}
-
 /// The reply to a request that was executed before, or of which it is no longer known whether it was
-/// executed; `None` if it is new. For a destroy, which is not an entry of the log, [`plan`] does nothing
-/// else.
+/// executed; `None` if it is new. For a destroy, which is not an entry of the log, planning does nothing else.
 #[must_use]
 pub fn remembered_reply(
     request: &SubjectRequest,
@@ -238,29 +218,6 @@ fn repeat(
     answer(outcome::repeated(first))
 }
 
-fn plan_configure(
-    request: &ConfigureRequest,
-    view: &impl SubjectView,
-    context: PlanContext<'_>,
-) -> Result<PlanDecision, PlanRejection> {
-    let config = &request.config;
-    limits::check_config(config)?;
-    let mut operations = vec![RecordOp::Configure { config: config.clone() }];
-    // The position of the configure itself; evictions follow as separate changes.
-    let position = position_after(view.state(), &operations);
-    if limits::are_set(config) && limits::discards_old(config) {
-        let msgs = view.state().count;
-        let bytes =
-            if config.max_bytes.is_some() { view.bytes().ok_or(PlanRejection::Undecided)? } else { 0 };
-        let mut excess = Amount { msgs, bytes }.above(config, Amount::default());
-        let evicted = limits::evict(view, &mut excess, |_| false)?.removed;
-        let most_bytes = DELETE_RECORD_BYTES.min(context.most_bytes());
-        operations.extend(cut(evicted, most_bytes, RemovalCause::Evicted));
-    }
-    let outcome = WriteOutcome::Configure(ConfigureReply { position, duplicate: false });
-    Ok(PlanDecision { operations, outcome, by_state: true })
-}
-
 /// The subject's position once `operations` are applied, one rev each.
 fn position_after(state: &SubjectState, operations: &[RecordOp]) -> Position {
     let rev = operations.iter().fold(state.rev, |rev, _| rev.next());
@@ -308,6 +265,9 @@ fn check_expectation(
         })),
     }
 }
+
+#[cfg(test)]
+pub(crate) use tests::{plan, plan_retention};
 
 #[cfg(test)]
 pub(crate) mod tests;

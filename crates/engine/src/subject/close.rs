@@ -180,8 +180,8 @@ impl OpenSubject<'_> {
         let answer = |answer: Result<HandoverOutcome, ErrorReply>| {
             waiting.into_iter().for_each(|respond| respond(answer.clone().map(SubjectReply::HandOver)));
         };
-        // These uploads belong to requests that are not planned yet.
-        self.pipeline.abandon_uploads();
+        // They belong to requests that are not planned yet.
+        self.pipeline.abandon_plan();
         if let Err((reply, end)) = self.quiesce(inbox).await {
             answer(Err(reply));
             return end;

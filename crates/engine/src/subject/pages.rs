@@ -57,6 +57,11 @@ impl FileReads {
         if self.queue.len() >= MAX_QUEUED {
             return (submission.respond)(Err(OverloadCause::SubjectQueue.into()));
         }
+        self.keep(submission, missing);
+    }
+
+    /// Queues a read that has waited in another queue, whose limit applies.
+    pub(super) fn keep(&mut self, submission: Submission, missing: Option<BlobName>) {
         self.queue.push_back(QueuedRead { submission, missing });
     }
 
@@ -75,24 +80,28 @@ impl OpenSubject<'_> {
     }
 
     /// Answers a read at once, or queues it.
-    pub(super) fn read(&mut self, submission: Submission, missing: Option<BlobName>) {
+    pub(super) fn read(&mut self, submission: Submission, missing: Option<BlobName>, slice: &mut Slice) {
         if submission.is_expired(self.shared.env.boot()) {
+            slice.count(0);
             return self.shared.refuse_expired(submission);
         }
         if PageRead::is_for(&submission.request) || self.is_file_behind() {
+            slice.count(0);
             self.file_reads.push(submission, missing);
         } else {
-            self.read_at_once(submission, missing);
+            self.read_at_once(submission, missing, slice);
         }
     }
 
-    /// Answers the queued reads up to the next page, and reads one slice of a page. Must not be cancelled.
+    /// Answers the queued reads up to the next page, and reads one slice of a page. If their slice is spent first, the
+    /// others stay queued. Must not be cancelled.
     ///
     /// # Errors
     /// The file is unusable.
     pub(super) async fn serve_reads(&mut self) -> Result<(), DatabaseError> {
+        let mut slice = Slice::new();
         while !self.file_reads.is_page_open() {
-            if self.file_reads.queue.is_empty() {
+            if self.file_reads.queue.is_empty() || slice.is_spent() {
                 return Ok(());
             }
             if self.is_file_behind() {
@@ -107,11 +116,12 @@ impl OpenSubject<'_> {
                 continue;
             };
             if submission.is_expired(self.shared.env.boot()) {
+                slice.count(0);
                 self.shared.refuse_expired(submission);
             } else if PageRead::is_for(&submission.request) {
                 self.open_page(submission);
             } else {
-                self.read_at_once(submission, missing);
+                self.read_at_once(submission, missing, &mut slice);
             }
         }
         self.read_page_slice().await;

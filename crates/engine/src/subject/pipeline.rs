@@ -13,12 +13,13 @@ use dormouse_metrics::{StepKind, StepTimer};
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorCode, ErrorReply, Level, OverloadCause, Rev, Subject};
 use dormouse_runtime::fail_point;
-use dormouse_subject_state::database::{ApplyTransaction, Database, DatabaseError};
+use dormouse_subject_state::database::{ApplyTransaction, Database, DatabaseError, Slice};
 use dormouse_subject_state::plan::{self, PendingChanges, PlanContext, PlanResult, SubjectView};
 use tokio::sync::Notify;
 
 use super::backlog::{AckedChange, ApplyBacklog};
 use super::deadline::{DeadlineCheck, QueuedDeadlines, reply_path};
+use super::planning::ChangeUnderWay;
 use super::retention::{self, PendingRetention};
 use super::values::{PlanAttempt, ValueUploads};
 use super::{Respond, SubjectResult, events};
@@ -34,18 +35,15 @@ pub(super) const MAX_IN_FLIGHT: usize = 4_096;
 /// Delay before a failed apply is retried.
 pub(super) const APPLY_RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// At about this many bytes an append ends and the next begins.
-const APPEND_BYTES: usize = 1_024 * 1_024;
-
 /// A planned change, or a reply that waits for the changes before it.
 pub(super) struct PipelineStep {
-    change: Option<PendingChange>,
-    answer: SubjectResult,
-    respond: Option<Respond>,
+    pub(super) change: Option<PendingChange>,
+    pub(super) answer: SubjectResult,
+    pub(super) respond: Option<Respond>,
     /// The largest event that the bus can carry, in bytes.
-    max_bytes: usize,
+    pub(super) max_bytes: usize,
     /// When the request arrived.
-    received: Duration,
+    pub(super) received: Duration,
 }
 
 impl PipelineStep {
@@ -93,6 +91,10 @@ pub(super) enum PlanBlocked {
     UntilUploaded,
     /// The next request, a `delete_all`, needs many messages counted.
     UntilCounted,
+    /// The slice is spent: the next one continues, once other tasks have had their turn.
+    UntilNextSlice,
+    /// A planned change of several slices is being encoded.
+    UntilEncoded,
 }
 
 /// The result of acknowledging the changes that are ready.
@@ -133,6 +135,8 @@ pub(super) struct Pipeline {
     retry_at: Duration,
     pub(super) uploads: ValueUploads,
     pub(super) retention: PendingRetention,
+    /// The change whose planning has begun. Nothing of it is visible to reads, or logged.
+    pub(super) under_way: ChangeUnderWay,
     /// Maximum payload of the bus in bytes, as of the last request.
     pub(super) bus_bytes: usize,
     /// Notified when an append of this subject makes progress.
@@ -155,6 +159,7 @@ impl Pipeline {
             retry_at: Duration::ZERO,
             uploads: ValueUploads::default(),
             retention: PendingRetention::default(),
+            under_way: ChangeUnderWay::None,
             bus_bytes: retention::ASSUMED_BUS_BYTES,
             waker: Arc::new(Notify::new()),
         }
@@ -183,6 +188,11 @@ impl Pipeline {
     /// Whether nothing can be planned at the moment.
     pub(super) fn is_blocked(&self) -> bool {
         self.failing.is_some() || self.stalled.is_some() || self.steps.len() >= MAX_IN_FLIGHT
+    }
+
+    /// Whether changes are failing, and nothing is planned before all of them have failed.
+    pub(super) const fn is_failing(&self) -> bool {
+        self.failing.is_some()
     }
 
     /// Whether the first step is a reply, all changes before which are acknowledged.
@@ -221,16 +231,25 @@ impl Pipeline {
         database: &Database,
         writes: &mut VecDeque<Submission>,
     ) -> Option<PlanBlocked> {
-        self.run_retention(shared, subject, database);
+        let slice = &mut Slice::new();
+        self.remove_abandoned(database);
+        if let Some(blocked) = self.run_retention(shared, subject, database, slice) {
+            return Some(blocked);
+        }
         let mut group = AppendGroup::default();
         let (mut deadlines, now) = (QueuedDeadlines::default(), shared.env.boot());
         let blocked = loop {
+            if slice.is_spent() && !writes.is_empty() {
+                break Some(PlanBlocked::UntilNextSlice);
+            }
             // While changes are failing, it is open whether an earlier copy is executed.
-            if self.failing.is_none() {
+            if self.failing.is_none() && !self.under_way.is_planned() {
                 match self.check_deadline(shared, database, writes, &mut deadlines, now) {
                     DeadlineCheck::InTime => {}
                     DeadlineCheck::Known(reply) => {
                         let Some(submission) = writes.pop_front() else { break None };
+                        slice.count(0);
+                        self.abandon_plan();
                         self.take(
                             database,
                             reply,
@@ -243,7 +262,8 @@ impl Pipeline {
                     }
                     DeadlineCheck::Expired => {
                         let Some(submission) = writes.pop_front() else { break None };
-                        self.uploads.abandon();
+                        slice.count(0);
+                        self.abandon_plan();
                         shared.refuse_expired(submission);
                         continue;
                     }
@@ -261,6 +281,7 @@ impl Pipeline {
                     break Some(PlanBlocked::Unlogged);
                 };
                 let Some(submission) = writes.pop_front() else { break None };
+                slice.count(0);
                 self.take(database, known, Uploaded::default(), submission, Level::Bucket, &mut group);
                 continue;
             }
@@ -271,21 +292,36 @@ impl Pipeline {
             {
                 break Some(PlanBlocked::UntilCounted);
             }
-            // A full group is appended before the next request is planned: if the log rejects the group, the
-            // next request is planned without it.
+            // The group is appended before a change of another level is planned: if the log rejects the group, that
+            // change is planned without it.
             let level = self.level(shared, database, &front.request);
-            if group.frames.len() >= APPEND_BYTES || group.level.is_some_and(|other| other != level) {
+            if group.level.is_some_and(|other| other != level) {
                 self.append(shared, subject, database, std::mem::take(&mut group));
             }
+            if self.under_way.is_planned() {
+                self.append(shared, subject, database, std::mem::take(&mut group));
+                if let Some(blocked) = self.continue_planned(shared, subject, database, writes, slice) {
+                    break Some(blocked);
+                }
+                continue;
+            }
             let in_flight = self.steps.len() + group.steps.len();
-            let (planned, uploaded) = match self.attempt(shared, subject, database, front, in_flight) {
+            let (planned, uploaded) = match self.attempt(shared, subject, database, front, in_flight, slice) {
                 PlanAttempt::Planned(planned, uploaded) => (planned, uploaded),
-                PlanAttempt::UnderWay => break Some(PlanBlocked::UntilUploaded),
+                PlanAttempt::UntilUploaded => break Some(PlanBlocked::UntilUploaded),
+                PlanAttempt::UntilNextSlice => break Some(PlanBlocked::UntilNextSlice),
             };
             if matches!(planned, PlanResult::Later) {
                 self.uploads.put_back(uploaded);
                 break Some(PlanBlocked::UntilApplied);
             }
+            let planned = match planned {
+                PlanResult::Write { entry, outcome } if !plan::fits_slice(&entry) => {
+                    self.under_way = ChangeUnderWay::planned(entry, Some(outcome), uploaded);
+                    break Some(PlanBlocked::UntilEncoded);
+                }
+                planned => planned,
+            };
             let Some(mut submission) = writes.pop_front() else { break None };
             submission.respond = reply_path(shared, submission.respond, submission.deadline);
             self.take(database, planned, uploaded, submission, level, &mut group);
@@ -314,7 +350,12 @@ impl Pipeline {
     /// The level that a change has to reach. A change that a successor could not see must not be
     /// acknowledged. A successor deletes a blob of which it sees no record, so a record that is only local
     /// would be useless.
-    fn level(&self, shared: &EngineShared, database: &Database, request: &SubjectRequest) -> Level {
+    pub(super) fn level(
+        &self,
+        shared: &EngineShared,
+        database: &Database,
+        request: &SubjectRequest,
+    ) -> Level {
         if !shared.read_lease.is_confirmed() || values::is_large(request) {
             return Level::Bucket;
         }
@@ -425,7 +466,9 @@ impl Pipeline {
     }
 
     /// Rebuilds the overlay from the backlog and the steps, without rejected or failed changes.
-    fn rebuild_pending(&mut self, database: &Database) {
+    pub(super) fn rebuild_pending(&mut self, database: &Database) {
+        // What is planned on top of them is planned again.
+        self.put_back_plan();
         self.pending.reset();
         let steps = self.steps.iter().filter_map(|step| step.change.as_ref()).map(|change| &change.entry);
         for entry in self.backlog.entries().chain(steps) {

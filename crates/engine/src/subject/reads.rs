@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use dormouse_protocol::data::{InfoDetails, InfoReply};
 use dormouse_protocol::{ErrorReply, Level, LogId, OverloadCause, Rev, Timestamp};
 use dormouse_subject_state::database::Database;
@@ -69,6 +70,16 @@ pub(super) fn answer(
         | SubjectRequest::UploadFinish(_)
         | SubjectRequest::UploadCancel(_)
         | SubjectRequest::GetChunk(_) => None,
+    }
+}
+
+/// The bytes of the values in a reply.
+pub(super) fn value_bytes(answer: &Result<SubjectReply, ErrorReply>) -> usize {
+    match answer {
+        Ok(SubjectReply::Get(reply)) => {
+            reply.messages.iter().filter_map(|message| message.value.as_ref()).map(Bytes::len).sum()
+        }
+        _ => 0,
     }
 }
 

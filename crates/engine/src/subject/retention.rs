@@ -7,13 +7,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use dormouse_format::entry::LogEntry;
 use dormouse_format::frame;
+use dormouse_metrics::StepKind;
 use dormouse_protocol::{ErrorReply, Subject, Timestamp};
-use dormouse_subject_state::database::Database;
+use dormouse_subject_state::database::{Database, Slice};
 use dormouse_subject_state::plan::{self, PlanContext, SubjectView};
 
 use super::SubjectInbox;
-use super::pipeline::{AppendGroup, PendingChange, Pipeline, PipelineStep};
+use super::pipeline::{AppendGroup, PendingChange, Pipeline, PipelineStep, PlanBlocked};
+use super::planning::ChangeUnderWay;
 use super::serve::{OpenSubject, SubjectServeEnd};
 use crate::engine::EngineShared;
 use crate::values::Uploaded;
@@ -49,65 +53,103 @@ impl PendingRetention {
     pub(super) const fn failed(&mut self) {
         self.until = None;
     }
+
+    /// The next attempt follows after a pause.
+    pub(super) fn retry_later(&mut self, boot: Duration) {
+        self.retry_at = Some(boot + RETRY);
+    }
 }
 
 impl Pipeline {
-    /// Removes the messages that are due now, as many as one entry can name.
-    pub(super) fn run_retention(&mut self, shared: &EngineShared, subject: &Subject, database: &Database) {
+    /// Removes the messages that are due now, as many as one entry can name: plans the next slice. `None`: nothing is
+    /// left to plan.
+    pub(super) fn run_retention(
+        &mut self,
+        shared: &EngineShared,
+        subject: &Subject,
+        database: &Database,
+        slice: &mut Slice,
+    ) -> Option<PlanBlocked> {
         let (now, boot) = (wall(shared), shared.env.boot());
-        if !self.may_run_retention(database) || self.retention.retry_at.is_some_and(|at| at > boot) {
-            return;
-        }
-        self.retention.retry_at = None;
-        let view = self.pending.view(database);
-        if !is_due(database, now) && !plan::is_above_limits(&view) {
-            return;
-        }
+        let mut progress = match std::mem::take(&mut self.under_way) {
+            ChangeUnderWay::Retention(progress) if !self.is_blocked() => progress,
+            // It is planned again once something can be planned.
+            ChangeUnderWay::Retention(_) => return None,
+            ChangeUnderWay::Planned(planned) if planned.is_retention() => {
+                self.under_way = ChangeUnderWay::Planned(planned);
+                if self.is_failing() {
+                    return Some(PlanBlocked::UntilApplied);
+                }
+                return self.continue_retention(shared, subject, database, slice);
+            }
+            other => {
+                self.under_way = other;
+                if !self.may_run_retention(database) || self.retention.retry_at.is_some_and(|at| at > boot) {
+                    return None;
+                }
+                self.retention.retry_at = None;
+                if !is_due(database, now) && !plan::is_above_limits(&self.pending.view(database)) {
+                    return None;
+                }
+                Box::default()
+            }
+        };
         let context = PlanContext { accept_time: now, max_message_bytes: self.bus_bytes, blobs: &[] };
-        let planned = plan::plan_retention(&view, context);
-        let level = self.level_of(shared, &view.state().config);
-        match planned {
-            Ok(None) => {}
-            Ok(Some(entry)) => {
-                let until = entry.last_rev();
-                let is_taken = match frame::encode(&entry) {
+        match progress.step(&self.pending.view(database), context, slice) {
+            Ok(None) => {
+                self.under_way = ChangeUnderWay::Retention(progress);
+                Some(PlanBlocked::UntilNextSlice)
+            }
+            Ok(Some(None)) => None,
+            Ok(Some(Some(entry))) if !plan::fits_slice(&entry) => {
+                self.under_way = ChangeUnderWay::planned(entry, None, Uploaded::default());
+                Some(PlanBlocked::UntilEncoded)
+            }
+            Ok(Some(Some(entry))) => {
+                match frame::encode(&entry) {
                     Ok(frame) => {
                         self.pending.push(&entry, database);
-                        let bytes = frame.len();
-                        let change = PendingChange {
-                            entry,
-                            bytes,
-                            level,
-                            progress: None,
-                            uploaded: Uploaded::default(),
-                        };
-                        let group = AppendGroup::of(
-                            frame,
-                            level,
-                            PipelineStep::without_caller(change, self.bus_bytes),
-                        );
-                        self.append(shared, subject, database, group)
+                        self.append_retention(shared, subject, database, entry, frame);
                     }
                     Err(error) => {
                         tracing::error!(%subject, %error, "retention entry failed");
-                        false
+                        self.retention.retry_later(boot);
                     }
-                };
-                if is_taken {
-                    self.retention.until = Some(until);
-                } else {
-                    self.retention.retry_at = Some(boot + RETRY);
                 }
+                None
             }
             // The error is logged where it occurs.
-            Err(_) => self.retention.retry_at = Some(boot + RETRY),
+            Err(_) => {
+                self.retention.retry_later(boot);
+                None
+            }
+        }
+    }
+
+    /// Appends the entry, which is one of the pending changes.
+    pub(super) fn append_retention(
+        &mut self,
+        shared: &EngineShared,
+        subject: &Subject,
+        database: &Database,
+        entry: LogEntry,
+        frame: Bytes,
+    ) {
+        let (until, bytes) = (entry.last_rev(), frame.len());
+        let level = self.level_of(shared, &self.pending.view(database).state().config);
+        let change = PendingChange { entry, bytes, level, progress: None, uploaded: Uploaded::default() };
+        let step = PipelineStep::without_caller(change, self.bus_bytes);
+        if self.append(shared, subject, database, AppendGroup::of(frame, level, step)) {
+            self.retention.until = Some(until);
+        } else {
+            self.retention.retry_later(shared.env.boot());
         }
     }
 
     fn may_run_retention(&self, database: &Database) -> bool {
         let is_under_way =
             !self.is_applied() && self.retention.until.is_some_and(|until| database.state().rev < until);
-        !is_under_way && !self.is_blocked()
+        !is_under_way && !self.is_blocked() && !self.under_way.is_some()
     }
 
     /// When to check next, on the monotonic clock; `None` if no check is needed without another event.
@@ -157,7 +199,17 @@ impl OpenSubject<'_> {
             if !is_due(self.database(), opened_at) {
                 return None;
             }
-            self.run_retention();
+            match self.run_retention() {
+                Some(PlanBlocked::UntilEncoded) => {
+                    self.encode_planned().await;
+                    continue;
+                }
+                Some(PlanBlocked::UntilNextSlice) => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                _ => {}
+            }
             let left = until.saturating_sub(self.shared.env.boot());
             if self.pipeline.is_applied() || left.is_zero() {
                 return None;
@@ -172,11 +224,12 @@ impl OpenSubject<'_> {
         }
     }
 
-    /// Removes the messages that are due now.
-    pub(super) fn run_retention(&mut self) {
+    /// Plans the next slice of the removal of the messages that are due now. `None`: nothing is left to plan.
+    pub(super) fn run_retention(&mut self) -> Option<PlanBlocked> {
         let (shared, subject) = (self.shared, self.subject);
+        let _step = shared.step(StepKind::Plan);
         let (pipeline, database) = self.pipeline_and_file();
-        pipeline.run_retention(shared, subject, database);
+        pipeline.run_retention(shared, subject, database, &mut Slice::new())
     }
 }
 

@@ -9,7 +9,7 @@ use dormouse_format::keys::BlobName;
 use dormouse_format::manifest::Manifest;
 use dormouse_metrics::StepKind;
 use dormouse_protocol::{ErrorReply, Event, OverloadCause, Position, Subject, Timestamp};
-use dormouse_subject_state::database::{Database, DatabaseError};
+use dormouse_subject_state::database::{Database, DatabaseError, Slice};
 use tokio::sync::{Notify, oneshot};
 
 use super::file::DatabaseCell;
@@ -68,6 +68,8 @@ pub(super) struct OpenSubject<'a> {
     pub(super) tenant: TenantId,
     pub(super) fetches: Fetches,
     pub(super) writes: VecDeque<Submission>,
+    /// The next slice is planned once other tasks have had their turn.
+    has_more_to_plan: bool,
     pub(super) flushes: Vec<PendingFlush>,
     /// Callers that wait for a handover, which is about to begin.
     pub(super) pending_handovers: Vec<Respond>,
@@ -111,6 +113,7 @@ impl<'a> OpenSubject<'a> {
             tenant,
             fetches: Fetches::default(),
             writes: VecDeque::new(),
+            has_more_to_plan: false,
             flushes: Vec::new(),
             pending_handovers: Vec::new(),
             publishing: None,
@@ -167,6 +170,8 @@ impl<'a> OpenSubject<'a> {
                 return end;
             }
             let pause = self.pause();
+            let is_inbox_empty = inbox.waiting.is_empty();
+            let has_more = !is_inbox_empty || self.has_more_to_plan || !self.file_reads.is_empty();
             tokio::select! {
                 biased;
                 () = self.shared.stopping() => {
@@ -184,10 +189,10 @@ impl<'a> OpenSubject<'a> {
                 () = moved.notified() => {}
                 passed = self.reads.passed() => self.barrier_ended(&passed),
                 again = self.fetches.next_retry() => self.retry_read(again),
-                () = inbox.receive() => {}
+                () = inbox.receive(), if is_inbox_empty => {}
                 () = close.notified() => self.schedule.ask_close(),
-                // The next slice of a page, once the requests that have arrived are taken.
-                () = std::future::ready(()), if !self.file_reads.is_empty() => {}
+                // The next slice, once other tasks have had their turn and the requests that have arrived are taken.
+                () = tokio::task::yield_now(), if has_more => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -197,20 +202,16 @@ impl<'a> OpenSubject<'a> {
     async fn run_ready_work(&mut self, inbox: &mut SubjectInbox) -> Option<SubjectServeEnd> {
         if !inbox.waiting.is_empty() {
             self.confirm_lease();
-            let now = self.shared.env.boot();
-            self.schedule.used(now);
-            for submission in &inbox.waiting {
-                let wait = now.saturating_sub(submission.received);
-                self.shared.instruments.queue_wait.observe(wait);
-            }
             self.dispatch(inbox);
         }
         if let Err(broken) = self.serve_reads().await {
             return Some(self.fail(&broken, inbox).await);
         }
+        self.has_more_to_plan = false;
         loop {
             self.acknowledge();
-            let step = (!self.writes.is_empty()).then(|| self.shared.step(StepKind::Plan));
+            let plans = !self.writes.is_empty() || self.pipeline.under_way.is_some();
+            let step = plans.then(|| self.shared.step(StepKind::Plan));
             let blocked = self.pipeline.plan(self.shared, self.subject, self.file.get(), &mut self.writes);
             drop(step);
             match blocked {
@@ -225,6 +226,11 @@ impl<'a> OpenSubject<'a> {
                     }
                 }
                 Some(PlanBlocked::UntilCounted) => self.count_ahead().await,
+                Some(PlanBlocked::UntilEncoded) => self.encode_planned().await,
+                Some(PlanBlocked::UntilNextSlice) => {
+                    self.has_more_to_plan = true;
+                    break;
+                }
                 // The awaited changes or uploads are still pending, or everything is planned.
                 Some(PlanBlocked::UntilApplied | PlanBlocked::UntilUploaded) | None => {
                     // No other event would send a reply that no longer waits for a change.
@@ -241,7 +247,7 @@ impl<'a> OpenSubject<'a> {
                 return Some(self.fail(&broken, inbox).await);
             }
             // Retention reads the next due messages from the file.
-            self.run_retention();
+            self.has_more_to_plan |= self.run_retention().is_some();
         }
         self.answer_flushes();
         if !self.pending_handovers.is_empty()
@@ -281,7 +287,7 @@ impl<'a> OpenSubject<'a> {
             match self.schedule.due(now, busy) {
                 Some(DueTimers::Beacon) => self.beacon(),
                 Some(DueTimers::Compact) => self.start_compacting().await,
-                Some(DueTimers::Close) if inbox.queue.is_empty() => match self.apply().await {
+                Some(DueTimers::Close) if inbox.is_empty() => match self.apply().await {
                     Err(broken) => return Some(self.fail(&broken, inbox).await),
                     Ok(()) if self.pipeline.is_applied() => return Some(self.close().await),
                     Ok(()) => {}
@@ -314,18 +320,25 @@ impl<'a> OpenSubject<'a> {
             || self.pipeline.stalled.is_some()
             || self.unresolved_publish.is_some()
             || !self.writes.is_empty()
+            || self.pipeline.under_way.is_some()
             || !self.flushes.is_empty()
             || !self.pending_handovers.is_empty()
             || !self.reads.is_empty()
             || !self.file_reads.is_empty()
     }
 
-    /// Replies to reads and queues everything else.
+    /// Replies to reads and queues everything else, until the slice is spent.
     fn dispatch(&mut self, inbox: &mut SubjectInbox) {
-        let confirmed = self.shared.read_lease.is_confirmed();
-        for submission in inbox.waiting.drain(..) {
+        let (confirmed, now) = (self.shared.read_lease.is_confirmed(), self.shared.env.boot());
+        self.schedule.used(now);
+        let mut slice = Slice::new();
+        while !slice.is_spent()
+            && let Some(submission) = inbox.waiting.pop_front()
+        {
+            self.shared.instruments.queue_wait.observe(now.saturating_sub(submission.received));
             self.tenant = submission.tenant;
             if !reads::is_read(&submission.request) {
+                slice.count(0);
                 if self.writes.len() < MAX_WRITES {
                     self.writes.push_back(submission);
                 } else {
@@ -333,8 +346,9 @@ impl<'a> OpenSubject<'a> {
                     (submission.respond)(Err(reply));
                 }
             } else if confirmed {
-                self.read(submission, None);
+                self.read(submission, None, &mut slice);
             } else {
+                slice.count(0);
                 self.reads.push(self.shared, PendingRead::Read(submission));
             }
         }
@@ -344,15 +358,20 @@ impl<'a> OpenSubject<'a> {
     /// meanwhile.
     fn retry_read(&mut self, again: RetriedRead) {
         if self.shared.read_lease.is_confirmed() {
-            self.read(again.submission, Some(again.missing));
+            self.read(again.submission, Some(again.missing), &mut Slice::new());
         } else {
             self.reads.push(self.shared, PendingRead::Retried(again));
         }
     }
 
     /// Answers a read of a file that has all acknowledged changes.
-    pub(super) fn read_at_once(&mut self, submission: Submission, missing: Option<BlobName>) {
-        let Some(submission) = self.transfer(submission, missing) else { return };
+    pub(super) fn read_at_once(
+        &mut self,
+        submission: Submission,
+        missing: Option<BlobName>,
+        slice: &mut Slice,
+    ) {
+        let Some(submission) = self.transfer(submission, missing) else { return slice.count(0) };
         let context = ReadContext {
             log: self.shared.log.id(),
             level: self.shared.settings.level,
@@ -371,15 +390,19 @@ impl<'a> OpenSubject<'a> {
         let answer =
             reads::answer(self.file.get(), &submission.request, submission.max_reply_bytes, &context);
         drop(step);
+        slice.count(answer.as_ref().map_or(0, reads::value_bytes));
         let answer = answer.unwrap_or_else(|| Err(ErrorReply::internal("a change was dispatched as a read")));
         self.answer_read(submission, answer, missing);
     }
 
     fn barrier_ended(&mut self, passed: &Result<(), ErrorReply>) {
+        // They are answered in slices.
         for waiting in self.reads.take(self.shared) {
             match (waiting, passed) {
-                (PendingRead::Read(read), Ok(())) => self.read(read, None),
-                (PendingRead::Retried(again), Ok(())) => self.read(again.submission, Some(again.missing)),
+                (PendingRead::Read(read), Ok(())) => self.file_reads.keep(read, None),
+                (PendingRead::Retried(again), Ok(())) => {
+                    self.file_reads.keep(again.submission, Some(again.missing));
+                }
                 (PendingRead::Ready(respond, answer), Ok(())) => respond(answer),
                 (waiting, Err(reply)) => waiting.into_respond()(Err(reply.clone())),
             }
@@ -395,7 +418,7 @@ impl<'a> OpenSubject<'a> {
         if self.file_reads.is_page_open() {
             return false;
         }
-        let is_idle = self.pipeline.is_acknowledged() && inbox.queue.is_empty();
+        let is_idle = self.pipeline.is_acknowledged() && inbox.is_empty();
         // A flush or handover may need the file in the bucket.
         let is_wanted = !self.flushes.is_empty() || !self.pending_handovers.is_empty();
         let of_all = self.shared.counters.apply_backlog_bytes.get();
@@ -498,7 +521,7 @@ impl<'a> OpenSubject<'a> {
 
     /// Rejects all waiting requests except planned changes.
     pub(super) fn refuse_all(&mut self, reply: &ErrorReply) {
-        self.pipeline.abandon_uploads();
+        self.pipeline.abandon_plan();
         let writes = self.writes.drain(..).map(|write| write.respond);
         let flushes =
             self.flushes.drain(..).map(|flush| flush.respond).chain(self.pending_handovers.drain(..));

@@ -1,5 +1,6 @@
 //! Uploads and downloads of an open subject's large values. The subject continues to serve meanwhile.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,12 +12,13 @@ use dormouse_protocol::limits::ENVELOPE_BYTES;
 use dormouse_protocol::transfer::UploadedValue;
 use dormouse_protocol::{ErrorReply, Subject, Term, Timestamp};
 use dormouse_runtime::fail_point;
-use dormouse_subject_state::database::Database;
-use dormouse_subject_state::plan::{self, PlanContext, PlanResult, size};
+use dormouse_subject_state::database::{Database, Slice};
+use dormouse_subject_state::plan::{PlanContext, PlanProgress, PlanResult, size};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::Respond;
 use super::pipeline::{MAX_IN_FLIGHT, Pipeline, too_many};
+use super::planning::{ChangeUnderWay, RequestPlan};
 use super::serve::OpenSubject;
 use crate::api::{SubjectReply, SubjectRequest, Submission};
 use crate::engine::EngineShared;
@@ -124,7 +126,7 @@ impl ValueUploads {
 /// The values that must be uploaded before a write can be logged: those whose placeholders are in `entry`,
 /// the result of planning with placeholders.
 fn to_upload(entry: &LogEntry, values: Vec<LargeValue>) -> Vec<LargeValue> {
-    let named: Vec<BlobName> = values::blobs_of_entry(entry).map(|blob| blob.name).collect();
+    let named: HashSet<BlobName> = values::blobs_of_entry(entry).map(|blob| blob.name).collect();
     values
         .into_iter()
         .filter(|(index, value)| named.contains(&values::placeholder(*index, value.len() as u64).name))
@@ -132,14 +134,46 @@ fn to_upload(entry: &LogEntry, values: Vec<LargeValue>) -> Vec<LargeValue> {
 }
 
 /// The blobs to plan a request with: existing objects, and placeholders for the others, given by index and
-/// size.
+/// size, in order of index.
 fn with_placeholders(
     stored: &[(usize, BlobRef)],
     sizes: impl Iterator<Item = (usize, u64)>,
 ) -> Vec<(usize, BlobRef)> {
-    let to_upload = sizes.filter(|(index, _)| stored.iter().all(|(at, _)| at != index));
+    let known: HashSet<usize> = stored.iter().map(|(at, _)| *at).collect();
+    let to_upload = sizes.filter(|(index, _)| !known.contains(index));
     let placeholders = to_upload.map(|(index, size)| (index, values::placeholder(index, size)));
-    stored.iter().copied().chain(placeholders).collect()
+    let mut blobs: Vec<_> = stored.iter().copied().chain(placeholders).collect();
+    blobs.sort_unstable_by_key(|(index, _)| *index);
+    blobs
+}
+
+/// The large values of a request that is being planned.
+pub(super) struct ValuesOfRequest {
+    /// Those in the bucket, which belong to the request.
+    pub(super) uploaded: Uploaded,
+    /// Those that the request carries.
+    carried: Vec<LargeValue>,
+    /// Those that were uploaded before it.
+    before: CommittedUploads,
+    /// The blobs to plan with, in order of index.
+    blobs: Vec<(usize, BlobRef)>,
+}
+
+impl ValuesOfRequest {
+    fn find(
+        shared: &EngineShared,
+        subject: &Subject,
+        term: Term,
+        request: &SubjectRequest,
+        uploaded: Uploaded,
+    ) -> Self {
+        let carried = values::large_values(request);
+        let before = CommittedUploads::find(shared, subject, term, request);
+        let stored: Vec<(usize, BlobRef)> = uploaded.blobs().iter().copied().chain(before.stored()).collect();
+        let sizes = carried.iter().map(|(index, value)| (*index, value.len() as u64));
+        let blobs = with_placeholders(&stored, sizes.chain(before.sizes()));
+        Self { uploaded, carried, before, blobs }
+    }
 }
 
 /// Values that were uploaded before their request: the index of each set, and the object if there is one.
@@ -163,7 +197,7 @@ impl CommittedUploads {
     /// Whether an entry refers to a missing object.
     fn refers_to_missing(&self, entry: &LogEntry) -> bool {
         let absent = self.0.iter().filter(|(_, _, blob)| blob.is_none());
-        let placeholders: Vec<BlobName> =
+        let placeholders: HashSet<BlobName> =
             absent.map(|(index, value, _)| values::placeholder(*index, value.size).name).collect();
         !placeholders.is_empty()
             && values::blobs_of_entry(entry).any(|blob| placeholders.contains(&blob.name))
@@ -179,7 +213,7 @@ impl CommittedUploads {
         entry: &LogEntry,
         into: &mut Uploaded,
     ) -> bool {
-        let named: Vec<BlobName> = values::blobs_of_entry(entry).map(|blob| blob.name).collect();
+        let named: HashSet<BlobName> = values::blobs_of_entry(entry).map(|blob| blob.name).collect();
         self.0.into_iter().all(|(index, value, blob)| {
             let Some(blob) = blob.filter(|blob| named.contains(&blob.name)) else { return true };
             let taken = shared.spool.take_stored(subject, value, term).filter(|stored| stored.blob() == blob);
@@ -194,11 +228,13 @@ pub(super) enum PlanAttempt {
     /// The plan's result, with these blobs in the bucket.
     Planned(PlanResult, Uploaded),
     /// It waits for its large values.
-    UnderWay,
+    UntilUploaded,
+    /// The slice is spent, and planning continues with the next.
+    UntilNextSlice,
 }
 
 impl Pipeline {
-    /// Plans the next write, and starts the upload of its large values.
+    /// Plans the next slice of the next write. Once it is planned, starts the upload of its large values.
     pub(super) fn attempt(
         &mut self,
         shared: &Arc<EngineShared>,
@@ -206,29 +242,37 @@ impl Pipeline {
         database: &Database,
         front: &Submission,
         in_flight: usize,
+        slice: &mut Slice,
     ) -> PlanAttempt {
         let refuse = |reply| PlanAttempt::Planned(PlanResult::Answer(Err(reply)), Uploaded::default());
-        let mut uploaded = match self.uploads.take() {
-            UploadProgress::UnderWay => return PlanAttempt::UnderWay,
-            UploadProgress::Complete(uploaded) => uploaded,
-            UploadProgress::Failed(reply) => return refuse(reply),
+        let term = database.state().term;
+        let mut plan = match std::mem::take(&mut self.under_way) {
+            ChangeUnderWay::Request(plan) => *plan,
+            _ => match self.uploads.take() {
+                UploadProgress::UnderWay => return PlanAttempt::UntilUploaded,
+                UploadProgress::Complete(uploaded) => RequestPlan {
+                    progress: PlanProgress::new(),
+                    values: ValuesOfRequest::find(shared, subject, term, &front.request, uploaded),
+                },
+                UploadProgress::Failed(reply) => return refuse(reply),
+            },
         };
         let full = in_flight >= MAX_IN_FLIGHT;
         if let Some(refusal) = self.stalled.clone().or_else(|| full.then(too_many)) {
             return refuse(refusal);
         }
         self.bus_bytes = front.max_reply_bytes;
-        let values = values::large_values(&front.request);
-        let term = database.state().term;
-        let before = CommittedUploads::find(shared, subject, term, &front.request);
-        let stored: Vec<(usize, BlobRef)> = uploaded.blobs().iter().copied().chain(before.stored()).collect();
-        let carried = values.iter().map(|(index, value)| (*index, value.len() as u64));
         let context = PlanContext {
             accept_time: Timestamp::from_micros(shared.env.wall_micros()),
             max_message_bytes: front.max_reply_bytes,
-            blobs: &with_placeholders(&stored, carried.chain(before.sizes())),
+            blobs: &plan.values.blobs,
         };
-        let planned = plan::plan(&front.request, &self.pending.view(database), context);
+        let view = self.pending.view(database);
+        let Some(planned) = plan.progress.step(&front.request, &view, context, slice) else {
+            self.under_way = ChangeUnderWay::Request(Box::new(plan));
+            return PlanAttempt::UntilNextSlice;
+        };
+        let ValuesOfRequest { mut uploaded, carried, before, .. } = plan.values;
         let PlanResult::Write { entry, .. } = &planned else {
             return PlanAttempt::Planned(planned, uploaded);
         };
@@ -242,7 +286,7 @@ impl Pipeline {
         if before.refers_to_missing(entry) {
             return refuse(unknown());
         }
-        let to_upload = to_upload(entry, values);
+        let to_upload = to_upload(entry, carried);
         if to_upload.is_empty() {
             if !before.take(shared, subject, term, entry, &mut uploaded) {
                 return refuse(unknown());
@@ -250,14 +294,9 @@ impl Pipeline {
             return PlanAttempt::Planned(planned, uploaded);
         }
         match self.uploads.begin(shared, subject, term, uploaded, to_upload, &self.waker) {
-            Ok(()) => PlanAttempt::UnderWay,
+            Ok(()) => PlanAttempt::UntilUploaded,
             Err(reply) => refuse(reply),
         }
-    }
-
-    /// The next write is rejected, and its uploads with it.
-    pub(super) fn abandon_uploads(&mut self) {
-        self.uploads.abandon();
     }
 }
 

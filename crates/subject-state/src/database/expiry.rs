@@ -1,15 +1,13 @@
 //! Expiry by accept time: of messages with their own time to live, and of all messages by the subject's
 //! `max_age`.
 
-use std::collections::BTreeMap;
-
-use dormouse_protocol::{Seq, Timestamp};
-use rusqlite::params_from_iter;
+use dormouse_protocol::{Rev, Timestamp};
+use rusqlite::{Row, params_from_iter};
 
 use super::slice::SLICE_ROWS;
 use super::view::read_stored_message;
 use super::{Database, DatabaseError, from_sql, to_sql};
-use crate::plan::StoredMessage;
+use crate::plan::{ExpiryCursor, StoredMessage};
 
 const FIRST_BY_TTL: &str =
     "SELECT expires_at, seq FROM messages WHERE expires_at IS NOT NULL ORDER BY expires_at, seq";
@@ -18,11 +16,11 @@ const FIRST_BY_TTL: &str =
 const FIRST_BY_AGE: &str =
     "SELECT accepted_at, seq FROM messages WHERE rev > ?1 ORDER BY rev, accepted_at, seq";
 
-const BY_TTL: &str =
-    "SELECT seq, term, key, size FROM messages WHERE expires_at <= ?1 ORDER BY expires_at, seq";
+const BY_TTL: &str = "SELECT seq, term, key, size, expires_at FROM messages
+     WHERE expires_at <= ?1 AND (expires_at, seq) > (?2, ?3) ORDER BY expires_at, seq";
 
-const BY_AGE: &str =
-    "SELECT seq, term, key, size, accepted_at FROM messages WHERE rev > ?1 ORDER BY rev, accepted_at, seq";
+const BY_AGE: &str = "SELECT seq, term, key, size, accepted_at, rev FROM messages
+     WHERE rev > ?1 AND (rev, accepted_at, seq) > (?2, ?3, ?4) ORDER BY rev, accepted_at, seq";
 
 /// Maximum number of rows below the floor that one call passes over. Behind more of them, messages expire when these rows
 /// are deleted.
@@ -70,41 +68,78 @@ impl Database {
         from_sql(seq) <= self.floor.seq.get()
     }
 
-    /// Messages that have expired at `now`, by their own time to live or by this maximum age: at most
-    /// `limit`.
+    /// The next messages after `cursor` that have expired at `now`, by their own time to live or by this maximum age: at
+    /// most `limit`. More follow until the cursor has ended.
     pub(super) fn find_expired(
         &self,
         now: Timestamp,
         max_age_ms: Option<u64>,
+        cursor: &mut ExpiryCursor,
         limit: usize,
     ) -> Result<Vec<StoredMessage>, DatabaseError> {
-        let mut found: BTreeMap<Seq, StoredMessage> = BTreeMap::new();
-        let mut collect = |sql: &str, from: u64, max_age_ms: Option<u64>| -> Result<(), DatabaseError> {
-            let mut select = self.connection.prepare_cached(sql)?;
-            let mut rows = select.query([to_sql(from)])?;
-            let (mut taken, mut hidden) = (0, 0);
-            while taken < limit && hidden <= MAX_HIDDEN_ROWS {
-                let Some(row) = rows.next()? else { break };
-                if self.is_below_floor(row.get(0)?) {
-                    hidden += 1;
-                    continue;
-                }
-                if let Some(max_age_ms) = max_age_ms
-                    && (found.len() >= limit
-                        || Timestamp::from_micros(from_sql(row.get(4)?)).plus_millis(max_age_ms) > now)
-                {
-                    break;
-                }
-                let held = read_stored_message(row)?;
-                found.insert(held.id.seq, held);
-                taken += 1;
-            }
-            Ok(())
-        };
-        collect(BY_TTL, now.as_micros().min(i64::MAX.unsigned_abs()), None)?;
-        if max_age_ms.is_some() {
-            collect(BY_AGE, self.floor.cleared_rev.get(), max_age_ms)?;
+        let mut found = Vec::new();
+        if !cursor.ttl_ended {
+            let (at, seq) = cursor.by_ttl.unwrap_or_default();
+            let parameters = [micros(now), micros(at), to_sql(seq.get())];
+            cursor.ttl_ended = self.each_message(BY_TTL, &parameters, limit, |row, held| {
+                cursor.by_ttl = Some((Timestamp::from_micros(from_sql(row.get(4)?)), held.id.seq));
+                found.push(held);
+                Ok(true)
+            })?;
         }
-        Ok(found.into_values().collect())
+        let Some(max_age_ms) = max_age_ms else {
+            cursor.age_ended = true;
+            return Ok(found);
+        };
+        if cursor.ttl_ended && !cursor.age_ended && found.len() < limit {
+            let (rev, at, seq) = cursor.by_age.unwrap_or_default();
+            let cleared_rev = to_sql(self.floor.cleared_rev.get());
+            let parameters = [cleared_rev, to_sql(rev.get()), micros(at), to_sql(seq.get())];
+            let limit = limit - found.len();
+            cursor.age_ended = self.each_message(BY_AGE, &parameters, limit, |row, held| {
+                let accepted_at = Timestamp::from_micros(from_sql(row.get(4)?));
+                if accepted_at.plus_millis(max_age_ms) > now {
+                    return Ok(false);
+                }
+                cursor.by_age = Some((Rev::new(from_sql(row.get(5)?)), accepted_at, held.id.seq));
+                found.push(held);
+                Ok(true)
+            })?;
+        }
+        Ok(found)
     }
+
+    /// Passes at most `limit` messages that exist to `take`, until it returns `false`. Returns whether there are no more,
+    /// or too many rows below the floor before them.
+    fn each_message(
+        &self,
+        sql: &str,
+        parameters: &[i64],
+        limit: usize,
+        mut take: impl FnMut(&Row<'_>, StoredMessage) -> Result<bool, rusqlite::Error>,
+    ) -> Result<bool, DatabaseError> {
+        let mut select = self.connection.prepare_cached(sql)?;
+        let mut rows = select.query(params_from_iter(parameters))?;
+        let (mut taken, mut hidden) = (0, 0);
+        while taken < limit {
+            let Some(row) = rows.next()? else { return Ok(true) };
+            if self.is_below_floor(row.get(0)?) {
+                hidden += 1;
+                if hidden > MAX_HIDDEN_ROWS {
+                    return Ok(true);
+                }
+                continue;
+            }
+            if !take(row, read_stored_message(row)?)? {
+                return Ok(true);
+            }
+            taken += 1;
+        }
+        Ok(false)
+    }
+}
+
+/// A time as SQLite stores it.
+fn micros(at: Timestamp) -> i64 {
+    to_sql(at.as_micros().min(i64::MAX.unsigned_abs()))
 }

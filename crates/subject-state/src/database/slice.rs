@@ -20,6 +20,12 @@ impl Slice {
         Self::default()
     }
 
+    /// A slice that takes one row.
+    #[cfg(test)]
+    pub(crate) const fn of_one_row() -> Self {
+        Self { rows: SLICE_ROWS - 1, bytes: 0 }
+    }
+
     /// Whether the slice takes no further row.
     #[must_use]
     pub const fn is_spent(&self) -> bool {
@@ -32,9 +38,19 @@ impl Slice {
     }
 
     /// Counts one row of this many bytes.
-    pub(crate) const fn count(&mut self, bytes: usize) {
+    pub const fn count(&mut self, bytes: usize) {
         self.rows += 1;
         self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    /// How many more rows of at most this size the slice certainly takes; at least one.
+    pub(crate) const fn rows_left(self, row_bytes: usize) -> usize {
+        let (rows, bytes) = (SLICE_ROWS.saturating_sub(self.rows), SLICE_BYTES.saturating_sub(self.bytes));
+        let fitting = bytes / row_bytes;
+        match if fitting < rows { fitting } else { rows } {
+            0 => 1,
+            left => left,
+        }
     }
 
     /// Rows used so far.

@@ -6,7 +6,7 @@ use dormouse_protocol::{ErrorReply, MessageId, RequestId, Seq, Term, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::{Database, from_sql, to_sql};
-use crate::plan::{DedupLookup, StoredMessage, SubjectState, SubjectView};
+use crate::plan::{DedupLookup, ExpiryCursor, StoredMessage, SubjectState, SubjectView};
 
 pub(super) const ID_BY_KEY: &str = "SELECT term, seq FROM messages WHERE key = ?1";
 
@@ -61,9 +61,10 @@ impl SubjectView for Database {
         &self,
         now: Timestamp,
         max_age_ms: Option<u64>,
+        cursor: &mut ExpiryCursor,
         limit: usize,
     ) -> Result<Vec<StoredMessage>, ErrorReply> {
-        self.find_expired(now, max_age_ms, limit).map_err(|error| self.unreadable(&error))
+        self.find_expired(now, max_age_ms, cursor, limit).map_err(|error| self.unreadable(&error))
     }
 
     fn count_up_to(&self, end_seq: Seq) -> Result<u64, ErrorReply> {

@@ -10,50 +10,80 @@ use super::view::SubjectView;
 use super::{
     PlanContext, PlanDecision, PlanRejection, check_expectation, check_items, check_key, position_after, size,
 };
+use crate::database::Slice;
 
 /// The most bytes of removed messages that one record of a delete names: it becomes one event, which must fit a
 /// payload.
 pub(super) const DELETE_RECORD_BYTES: usize = 128 * 1_024;
 
-pub(super) fn plan_delete(
-    request: &DeleteRequest,
-    view: &impl SubjectView,
-    context: PlanContext<'_>,
-) -> Result<PlanDecision, PlanRejection> {
-    if request.seqs.is_empty() && request.keys.is_empty() {
-        return Err(PlanRejection::bad_request("a delete request needs at least one seq or key"));
-    }
-    check_items(request.seqs.len() + request.keys.len()).map_err(PlanRejection::ByRequest)?;
-    request.keys.iter().try_for_each(|key| check_key(key)).map_err(PlanRejection::ByRequest)?;
-    let key_holder = match (request.expect, request.seqs.as_slice(), request.keys.as_slice()) {
-        (Some(Expect::Key(_)), [], [key]) => view.by_key(key)?,
-        (Some(Expect::Key(_)), _, _) => {
-            return Err(PlanRejection::bad_request(
-                "an expectation on a key needs exactly one key and no seq",
-            ));
+/// How far the planning of a delete is.
+#[derive(Debug, Default)]
+pub(super) struct DeletePlan {
+    /// How many of the keys, then of the seqs, have been looked up.
+    next: usize,
+    removed: Vec<Removed>,
+}
+
+impl DeletePlan {
+    /// # Errors
+    /// The request as a whole is rejected.
+    pub(super) fn new(request: &DeleteRequest, view: &impl SubjectView) -> Result<Self, PlanRejection> {
+        if request.seqs.is_empty() && request.keys.is_empty() {
+            return Err(PlanRejection::bad_request("a delete request needs at least one seq or key"));
         }
-        _ => None,
-    };
-    check_expectation(request.expect, view.state().last, key_holder)?;
-    let mut removed = Vec::new();
-    for key in &request.keys {
-        if let Some(id) = view.by_key(key)? {
-            removed.push(Removed { seq: id.seq, key: Some(key.clone()) });
-        }
+        check_items(request.seqs.len() + request.keys.len()).map_err(PlanRejection::ByRequest)?;
+        request.keys.iter().try_for_each(|key| check_key(key)).map_err(PlanRejection::ByRequest)?;
+        let key_holder = match (request.expect, request.seqs.as_slice(), request.keys.as_slice()) {
+            (Some(Expect::Key(_)), [], [key]) => view.by_key(key)?,
+            (Some(Expect::Key(_)), _, _) => {
+                return Err(PlanRejection::bad_request(
+                    "an expectation on a key needs exactly one key and no seq",
+                ));
+            }
+            _ => None,
+        };
+        check_expectation(request.expect, view.state().last, key_holder)?;
+        Ok(Self::default())
     }
-    for &seq in &request.seqs {
-        if let Some(held) = view.at(seq)? {
-            removed.push(Removed { seq, key: held.key });
+
+    /// Looks up one slice of the messages. `None`: the slice is spent, and planning continues with another one.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub(super) fn step(
+        &mut self,
+        request: &DeleteRequest,
+        view: &impl SubjectView,
+        context: PlanContext<'_>,
+        slice: &mut Slice,
+    ) -> Result<Option<PlanDecision>, PlanRejection> {
+        let keys = request.keys.len();
+        while self.next < keys + request.seqs.len() {
+            if slice.is_spent() {
+                return Ok(None);
+            }
+            let found = match request.keys.get(self.next) {
+                Some(key) => view.by_key(key)?.map(|id| Removed { seq: id.seq, key: Some(key.clone()) }),
+                None => {
+                    let seq = request.seqs[self.next - keys];
+                    view.at(seq)?.map(|held| Removed { seq, key: held.key })
+                }
+            };
+            let key = found.as_ref().and_then(|removed| removed.key.as_ref());
+            slice.count(key.map_or(0, String::len));
+            self.removed.extend(found);
+            self.next += 1;
         }
+        let mut removed = std::mem::take(&mut self.removed);
+        removed.sort_unstable_by_key(|removed| removed.seq);
+        removed.dedup_by_key(|removed| removed.seq);
+        let seqs = removed.iter().map(|removed| removed.seq).collect();
+        let most_bytes = DELETE_RECORD_BYTES.min(context.most_bytes());
+        let operations = cut(removed, most_bytes, RemovalCause::Asked);
+        let position = position_after(view.state(), &operations);
+        let outcome = WriteOutcome::Delete(DeleteReply { position, seqs, duplicate: false });
+        Ok(Some(PlanDecision { operations, outcome, by_state: true }))
     }
-    removed.sort_unstable_by_key(|removed| removed.seq);
-    removed.dedup_by_key(|removed| removed.seq);
-    let seqs = removed.iter().map(|removed| removed.seq).collect();
-    let most_bytes = DELETE_RECORD_BYTES.min(context.most_bytes());
-    let operations = cut(removed, most_bytes, RemovalCause::Asked);
-    let position = position_after(view.state(), &operations);
-    let outcome = WriteOutcome::Delete(DeleteReply { position, seqs, duplicate: false });
-    Ok(PlanDecision { operations, outcome, by_state: true })
 }
 
 /// One operation per run of removed messages that fits an event: an operation split over two events would

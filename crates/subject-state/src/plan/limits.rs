@@ -3,19 +3,17 @@
 //! Everything is decided before anything changes: a rejected write removes nothing. The excess of a write is
 //! evicted in the same entry, after the write, as a separate change.
 
-use dormouse_protocol::limits::MAX_METADATA_BYTES;
+use dormouse_protocol::limits::{MAX_KEY_BYTES, MAX_METADATA_BYTES};
 use dormouse_protocol::message::{Discard, Removed, SubjectConfig};
 use dormouse_protocol::{ErrorReply, Seq};
 use dormouse_runtime::injected_bug;
 
 use super::view::{StoredMessage, SubjectView};
 use super::{PlanRejection, size};
+use crate::database::Slice;
 
 /// The most bytes of removed messages that one entry names. Later entries remove the rest.
 pub(super) const NAMED_BYTES: usize = 1_024 * 1_024;
-
-/// Number of messages read together.
-const PAGE: usize = 512;
 
 /// A number of messages and of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,7 +33,7 @@ impl Amount {
         Ok(Self { msgs: state.count, bytes })
     }
 
-    const fn is_zero(self) -> bool {
+    pub(super) const fn is_zero(self) -> bool {
         self.msgs == 0 && self.bytes == 0
     }
 
@@ -98,67 +96,91 @@ pub(super) fn check_value(config: &SubjectConfig, size_bytes: u64) -> Result<(),
     alone.check(config, Amount::default())
 }
 
-/// The messages to evict from a view.
-#[derive(Debug, Default)]
-pub(super) struct Evicted {
-    /// The evicted messages, ascending.
-    pub(super) removed: Vec<Removed>,
-    /// No other message was left to evict. Otherwise enough are evicted, or one entry can name no more and
-    /// later entries evict the rest.
-    pub(super) is_all: bool,
-}
-
-/// The oldest messages of `view`, except those that are `kept`, until the `excess` is gone or one entry can
+/// The selection of messages to evict from a view: the oldest ones, until the excess is gone or one entry can
 /// name no more.
-pub(super) fn evict(
-    view: &impl SubjectView,
-    excess: &mut Amount,
-    kept: impl Fn(Seq) -> bool,
-) -> Result<Evicted, PlanRejection> {
-    let (mut evicted, mut is_all) = (Vec::new(), false);
-    let (mut from, mut named) = (Seq::default(), 0);
-    let limit = if excess.bytes == 0 { PAGE.min(excess.msgs as usize).max(1) } else { PAGE };
-    while !excess.is_zero() {
-        let page = view.oldest(from, limit)?;
-        let Some(last) = page.last().filter(|_| page.len() == limit).map(|last| last.id.seq) else {
-            is_all = take(page, excess, &mut named, &kept, &mut evicted);
-            break;
-        };
-        if !take(page, excess, &mut named, &kept, &mut evicted) {
-            break;
-        }
-        from = last.next();
-    }
-    Ok(Evicted { removed: evicted, is_all })
+#[derive(Debug)]
+pub(super) struct Eviction {
+    /// The amount that is still above the limits.
+    excess: Amount,
+    /// Where the next read begins.
+    from: Seq,
+    /// Bytes of the names of the selected messages.
+    named: usize,
+    removed: Vec<Removed>,
+    /// Every old message is selected.
+    is_all: bool,
 }
 
-/// As [`evict`], for these messages.
-pub(super) fn evict_of(held: Vec<StoredMessage>, excess: &mut Amount) -> Vec<Removed> {
-    let (mut evicted, mut named) = (Vec::new(), 0);
-    take(held, excess, &mut named, &|_| false, &mut evicted);
-    evicted
-}
-
-/// Returns whether more can be evicted.
-fn take(
-    page: Vec<StoredMessage>,
-    excess: &mut Amount,
-    named: &mut usize,
-    kept: &impl Fn(Seq) -> bool,
-    evicted: &mut Vec<Removed>,
-) -> bool {
-    for held in page.into_iter().filter(|held| !kept(held.id.seq)) {
-        let size_bytes = held.size;
-        let removed = held.removed();
-        *named += size::of_removed(&removed);
-        if excess.is_zero() || *named > NAMED_BYTES {
-            return false;
-        }
-        evicted.push(removed);
-        excess.msgs = excess.msgs.saturating_sub(1);
-        excess.bytes = excess.bytes.saturating_sub(size_bytes);
+impl Eviction {
+    /// Nothing is selected yet.
+    pub(super) const fn new(excess: Amount) -> Self {
+        Self { excess, from: Seq::new(0), named: 0, removed: Vec::new(), is_all: false }
     }
-    true
+
+    /// Selects more messages of `view`, except those that are `kept`. Returns whether all are selected; otherwise
+    /// the slice is spent.
+    pub(super) fn step(
+        &mut self,
+        view: &impl SubjectView,
+        kept: impl Fn(Seq) -> bool,
+        slice: &mut Slice,
+    ) -> Result<bool, PlanRejection> {
+        while !self.excess.is_zero() && !self.is_all {
+            if slice.is_spent() {
+                return Ok(false);
+            }
+            let mut limit = slice.rows_left(MAX_KEY_BYTES);
+            if self.excess.bytes == 0 {
+                limit = limit.min(usize::try_from(self.excess.msgs).unwrap_or(limit));
+            }
+            let page = view.oldest(self.from, limit)?;
+            for held in &page {
+                slice.count(held.key.as_ref().map_or(0, String::len));
+            }
+            let last = page.last().filter(|_| page.len() == limit).map(|last| last.id.seq);
+            if !self.take(page, &kept) {
+                break;
+            }
+            match last {
+                Some(last) => self.from = last.next(),
+                None => self.is_all = true,
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether every old message is selected and the excess is not gone.
+    pub(super) const fn wants_more(&self) -> bool {
+        self.is_all && !self.excess.is_zero()
+    }
+
+    /// Selects from these messages, too, as many as one entry can name.
+    pub(super) fn add(&mut self, held: Vec<StoredMessage>) {
+        self.named = 0;
+        self.take(held, &|_| false);
+    }
+
+    /// The selected messages, ascending.
+    pub(super) fn into_removed(mut self) -> Vec<Removed> {
+        self.removed.sort_unstable_by_key(|removed| removed.seq);
+        self.removed
+    }
+
+    /// Returns whether more can be selected.
+    fn take(&mut self, page: Vec<StoredMessage>, kept: &impl Fn(Seq) -> bool) -> bool {
+        for held in page.into_iter().filter(|held| !kept(held.id.seq)) {
+            let size_bytes = held.size;
+            let removed = held.removed();
+            self.named += size::of_removed(&removed);
+            if self.excess.is_zero() || self.named > NAMED_BYTES {
+                return false;
+            }
+            self.removed.push(removed);
+            self.excess.msgs = self.excess.msgs.saturating_sub(1);
+            self.excess.bytes = self.excess.bytes.saturating_sub(size_bytes);
+        }
+        true
+    }
 }
 
 /// Checks a configuration by itself.

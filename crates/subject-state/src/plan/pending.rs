@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use dormouse_format::entry::{LogEntry, WriteOutcome};
-use dormouse_format::record::{Record, RecordOp, RemovalCause, SetOperation};
+use dormouse_format::record::{RecordOp, RemovalCause, SetOperation};
 use dormouse_protocol::data::SetResult;
 use dormouse_protocol::message::Removed;
 use dormouse_protocol::{ErrorReply, MessageId, RequestId, Seq, Timestamp};
 
 use super::overlay::{KeyOverlay, SeqOverlay, clear};
-use super::view::{DedupLookup, StoredMessage, SubjectState, SubjectView};
+use super::view::{DedupLookup, ExpiryCursor, StoredMessage, SubjectState, SubjectView};
+use crate::database::Slice;
 
 /// Entries that are planned and wait to be applied. A request is planned against the
 /// [view](PendingChanges::view) of them, so that writes follow each other without waiting for each other's
@@ -62,67 +63,131 @@ impl PendingChanges {
         PendingView { pending: self, applied }
     }
 
-    /// Adds an entry that was planned against the current [view](PendingChanges::view). `applied` is the
-    /// applied subject.
-    pub fn push(&mut self, entry: &LogEntry, applied: &impl SubjectView) {
+    /// Begins to add an entry that was planned against the current [view](PendingChanges::view). `applied` is the
+    /// applied subject. Until the [push](PendingChanges::push_slice) is complete, the view is not valid, and nothing is
+    /// planned.
+    pub fn begin_push(&mut self, entry: &LogEntry, applied: &impl SubjectView) -> PushProgress {
         let number = self.next;
         self.next += 1;
         let before = self.state.take();
-        let is_first = before.is_none();
-        let mut state = before.unwrap_or_else(|| applied.state().clone());
-        if is_first {
+        if before.is_none() {
             self.bytes = applied.bytes();
         }
+        let mut state = before.unwrap_or_else(|| applied.state().clone());
         if state.config.max_bytes.is_none() {
             self.bytes = None;
         }
         debug_assert_eq!(entry.after, state.rev, "the entry was not planned against the pending entries");
         state.accept_time = state.accept_time.max(entry.accept_time);
-        for record in entry.records() {
-            self.count_bytes(&record.operation, applied);
-            self.push_record(number, &record, &mut state);
+        PushProgress { number, operation: 0, item: 0, state }
+    }
+
+    /// Adds the next slice of an entry. Returns whether the entry is complete.
+    pub fn push_slice(
+        &mut self,
+        push: &mut PushProgress,
+        entry: &LogEntry,
+        applied: &impl SubjectView,
+        slice: &mut Slice,
+    ) -> bool {
+        while let Some(operation) = entry.operations.get(push.operation) {
+            if slice.is_spent() {
+                return false;
+            }
+            if push.item == 0 {
+                push.state.rev = push.state.rev.next();
+            }
+            if !self.push_operation(push, entry, operation, applied, slice) {
+                return false;
+            }
+            push.operation += 1;
+            push.item = 0;
         }
         if let Some(remembered) = &entry.request {
             self.requests.insert(remembered.id, remembered.outcome.clone());
         }
-        self.state = Some(state);
+        self.state = Some(std::mem::take(&mut push.state));
+        true
     }
 
-    fn push_record(&mut self, number: u64, record: &Record, state: &mut SubjectState) {
-        state.rev = record.rev;
-        match &record.operation {
-            RecordOp::Set(set) => self.push_set(number, record, set, state),
+    /// Adds an entry at once.
+    pub fn push(&mut self, entry: &LogEntry, applied: &impl SubjectView) {
+        let mut push = self.begin_push(entry, applied);
+        while !self.push_slice(&mut push, entry, applied, &mut Slice::new()) {}
+    }
+
+    /// Returns whether the operation is complete.
+    fn push_operation(
+        &mut self,
+        push: &mut PushProgress,
+        entry: &LogEntry,
+        operation: &RecordOp,
+        applied: &impl SubjectView,
+        slice: &mut Slice,
+    ) -> bool {
+        match operation {
+            RecordOp::Set(set) => {
+                slice.count(0);
+                self.push_set(push, entry, set, applied);
+            }
             RecordOp::Batch { sets } => {
-                for set in sets {
-                    self.push_set(number, record, set, state);
+                while let Some(set) = sets.get(push.item) {
+                    if slice.is_spent() {
+                        return false;
+                    }
+                    slice.count(0);
+                    push.item += 1;
+                    self.push_set(push, entry, set, applied);
                 }
             }
             RecordOp::Delete { removed, cause } => {
-                for Removed { seq, key } in removed {
-                    self.by_seq.touch(number, *seq, None);
+                while let Some(Removed { seq, key }) = removed.get(push.item) {
+                    if slice.is_spent() {
+                        return false;
+                    }
+                    slice.count(0);
+                    push.item += 1;
+                    self.count_gone(*seq, applied);
+                    self.by_seq.touch(push.number, *seq, None);
                     if let Some(key) = key {
-                        self.by_key.touch(number, key.clone(), None);
+                        self.by_key.touch(push.number, key.clone(), None);
                     }
                 }
-                if *cause == RemovalCause::Evicted
-                    && let Some(last) = removed.last()
-                {
-                    let left = self.by_seq.held(self.lowest..=last.seq.max(self.lowest)).next();
-                    self.lowest = left.map_or(last.seq.next(), |held| held.id.seq).max(self.lowest);
-                }
-                state.count = state.count.saturating_sub(removed.len() as u64);
+                self.end_delete(push, removed, *cause);
             }
             RecordOp::DeleteAll { end_seq, count } => {
-                self.push_delete_all(number, *end_seq);
-                state.count = state.count.saturating_sub(*count);
+                // The sizes of the removed messages are not read.
+                self.bytes = None;
+                self.push_delete_all(push.number, *end_seq);
+                push.state.count = push.state.count.saturating_sub(*count);
             }
-            RecordOp::Configure { config } => state.config = config.clone(),
+            RecordOp::Configure { config } => push.state.config = config.clone(),
         }
+        true
     }
 
-    fn push_set(&mut self, number: u64, record: &Record, set: &SetOperation, state: &mut SubjectState) {
-        let id = MessageId { term: record.term, seq: set.seq };
+    fn end_delete(&mut self, push: &mut PushProgress, removed: &[Removed], cause: RemovalCause) {
+        if cause == RemovalCause::Evicted
+            && let Some(last) = removed.last()
+        {
+            let left = self.by_seq.held(self.lowest..=last.seq.max(self.lowest)).next();
+            self.lowest = left.map_or(last.seq.next(), |held| held.id.seq).max(self.lowest);
+        }
+        push.state.count = push.state.count.saturating_sub(removed.len() as u64);
+    }
+
+    fn push_set(
+        &mut self,
+        push: &mut PushProgress,
+        entry: &LogEntry,
+        set: &SetOperation,
+        applied: &impl SubjectView,
+    ) {
+        let (number, state) = (push.number, &mut push.state);
+        let id = MessageId { term: entry.term, seq: set.seq };
+        self.bytes = self.bytes.map(|bytes| bytes + set.size_bytes());
         if let Some(gone) = set.replaces {
+            self.count_gone(gone, applied);
             self.by_seq.touch(number, gone, None);
         } else {
             state.count += 1;
@@ -133,8 +198,9 @@ impl PendingChanges {
             self.by_key.touch(number, key.clone(), Some(id));
         }
         if let Some(msg_id) = &set.msg_id {
-            let result = result_of(record, set);
-            self.msg_ids.touch(number, msg_id.clone(), (result, record.accept_time));
+            let (seq, term, rev, timestamp) = (set.seq, entry.term, state.rev, set.timestamp);
+            let result = SetResult { seq, term, rev, timestamp, duplicate: false };
+            self.msg_ids.touch(number, msg_id.clone(), (result, entry.accept_time));
         }
         if state.last.is_none_or(|last| id.seq >= last.seq) {
             state.last = Some(id);
@@ -148,35 +214,13 @@ impl PendingChanges {
         self.cleared = Some((number, end_seq));
     }
 
-    /// Updates the bytes for an operation that is about to be pushed.
-    fn count_bytes(&mut self, operation: &RecordOp, applied: &impl SubjectView) {
-        let Some(mut bytes) = self.bytes else { return };
-        let mut gone: Vec<Seq> = Vec::new();
-        let mut write = |set: &SetOperation| {
-            bytes += set.size_bytes();
-            gone.extend(set.replaces);
+    /// Subtracts the bytes of a message that is about to be removed.
+    fn count_gone(&mut self, seq: Seq, applied: &impl SubjectView) {
+        let Some(bytes) = self.bytes else { return };
+        self.bytes = match self.view(applied).at(seq) {
+            Ok(held) => Some(bytes.saturating_sub(held.map_or(0, |held| held.size))),
+            Err(_) => None,
         };
-        match operation {
-            RecordOp::Set(set) => write(set),
-            RecordOp::Batch { sets } => sets.iter().for_each(write),
-            RecordOp::Delete { removed, .. } => gone.extend(removed.iter().map(|removed| removed.seq)),
-            // The sizes of the removed messages are not read.
-            RecordOp::DeleteAll { .. } => {
-                self.bytes = None;
-                return;
-            }
-            RecordOp::Configure { .. } => {}
-        }
-        for seq in gone {
-            match self.view(applied).at(seq) {
-                Ok(held) => bytes = bytes.saturating_sub(held.map_or(0, |held| held.size)),
-                Err(_) => {
-                    self.bytes = None;
-                    return;
-                }
-            }
-        }
-        self.bytes = Some(bytes);
     }
 
     /// Removes the oldest entry, which has been applied.
@@ -243,8 +287,16 @@ impl PendingChanges {
     }
 }
 
-fn result_of(record: &Record, set: &SetOperation) -> SetResult {
-    SetResult { seq: set.seq, term: record.term, rev: record.rev, timestamp: set.timestamp, duplicate: false }
+/// How far an entry is added to the pending ones.
+#[derive(Debug)]
+pub struct PushProgress {
+    /// Its number.
+    number: u64,
+    /// The next operation, and its next item.
+    operation: usize,
+    item: usize,
+    /// The state so far.
+    state: SubjectState,
 }
 
 /// A subject as it will be once everything pending is applied. In its state, `bytes` is that of the applied
@@ -326,9 +378,10 @@ impl<V: SubjectView> SubjectView for PendingView<'_, V> {
         &self,
         now: Timestamp,
         max_age_ms: Option<u64>,
+        cursor: &mut ExpiryCursor,
         limit: usize,
     ) -> Result<Vec<StoredMessage>, ErrorReply> {
-        let mut expired = self.applied.expired(now, max_age_ms, limit)?;
+        let mut expired = self.applied.expired(now, max_age_ms, cursor, limit)?;
         expired.retain(|held| self.is_untouched(held.id.seq));
         Ok(expired)
     }

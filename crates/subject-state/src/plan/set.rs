@@ -2,18 +2,21 @@
 
 use std::collections::HashSet;
 
+use bytes::Bytes;
 use dormouse_format::entry::WriteOutcome;
 use dormouse_format::record::{RecordOp, RemovalCause, SetOperation};
 use dormouse_protocol::data::{Expect, SetItem, SetOutcome, SetReply, SetRequest, SetResult};
 use dormouse_protocol::limits::{
     MAX_ATOMIC_BATCH_BYTES, MAX_CALLER_SEQ, MAX_HEADERS_BYTES, MAX_MSG_ID_BYTES, MAX_SEQ,
 };
-use dormouse_protocol::{ErrorReply, Seq};
+use dormouse_protocol::{ErrorReply, Seq, UploadId};
 
 use super::delete::{DELETE_RECORD_BYTES, cut};
-use super::draft::RequestOverlay;
+use super::draft::{RequestDraft, RequestOverlay};
+use super::limits::{Amount, Eviction};
 use super::view::SubjectView;
 use super::{PlanContext, PlanDecision, PlanRejection, check_expectation, check_items, check_key, size};
+use crate::database::Slice;
 
 /// The result of planning one set.
 enum PlannedSet {
@@ -22,157 +25,281 @@ enum PlannedSet {
     Duplicate(SetResult),
 }
 
-pub(super) fn plan_set(
-    request: &SetRequest,
-    view: &impl SubjectView,
-    context: PlanContext<'_>,
-) -> Result<PlanDecision, PlanRejection> {
-    if request.sets.is_empty() {
-        return Err(PlanRejection::bad_request("a set request needs at least one set"));
+/// How far the planning of a set request is.
+#[derive(Debug)]
+pub(super) struct SetPlan {
+    phase: SetPhase,
+    draft: RequestDraft,
+    operations: Vec<RecordOp>,
+    /// The sets of a batch, which become one operation.
+    batch: Vec<SetOperation>,
+    results: Vec<SetOutcome>,
+    by_state: bool,
+}
+
+/// What the next slice does.
+#[derive(Debug)]
+enum SetPhase {
+    /// It compares the sets with each other.
+    Compare(Comparison),
+    /// It measures the sets exactly, because together they may be too large: from this index on, after sets of so
+    /// many bytes.
+    Measure { next: usize, bytes: usize },
+    /// It plans the sets from this index on.
+    Plan { next: usize },
+    /// It selects the messages to evict.
+    Evict(Eviction),
+}
+
+/// The comparison of the sets of one request.
+#[derive(Debug, Default)]
+struct Comparison {
+    next: usize,
+    /// An upper bound of the bytes of the sets so far.
+    bytes: usize,
+    uploads: HashSet<UploadId>,
+    keys: HashSet<String>,
+    msg_ids: HashSet<String>,
+}
+
+impl SetPlan {
+    /// # Errors
+    /// The request as a whole is rejected.
+    pub(super) fn new(
+        request: &SetRequest,
+        view: &impl SubjectView,
+        context: PlanContext<'_>,
+    ) -> Result<Self, PlanRejection> {
+        if request.sets.is_empty() {
+            return Err(PlanRejection::bad_request("a set request needs at least one set"));
+        }
+        check_items(request.sets.len()).map_err(PlanRejection::ByRequest)?;
+        let phase = match request.sets.as_slice() {
+            // There is nothing to compare it with.
+            [only] => phase_after_comparison(size::of_item(only)),
+            _ => SetPhase::Compare(Comparison::default()),
+        };
+        Ok(Self {
+            phase,
+            draft: RequestDraft::new(view, request.atomic, context.accept_time)?,
+            operations: Vec::new(),
+            batch: Vec::new(),
+            results: Vec::with_capacity(request.sets.len()),
+            by_state: request.atomic,
+        })
     }
-    check_items(request.sets.len()).map_err(PlanRejection::ByRequest)?;
-    check_bytes(request, context)?;
-    check_uploads(&request.sets)?;
-    let draft = RequestOverlay::new(view, request.atomic, context.accept_time)?;
-    if request.atomic {
-        plan_batch(&request.sets, draft, context)
-    } else {
-        plan_each(&request.sets, draft, context)
+
+    /// Plans one slice. `None`: the slice is spent, and planning continues with another one.
+    ///
+    /// # Errors
+    /// The request is rejected.
+    pub(super) fn step<V: SubjectView>(
+        &mut self,
+        request: &SetRequest,
+        view: &V,
+        context: PlanContext<'_>,
+        slice: &mut Slice,
+    ) -> Result<Option<PlanDecision>, PlanRejection> {
+        loop {
+            let next = match &mut self.phase {
+                SetPhase::Compare(comparison) => comparison.step(request, slice)?,
+                SetPhase::Measure { next, bytes } => measure(request, context, next, bytes, slice)?,
+                SetPhase::Plan { next } => {
+                    let mut at = *next;
+                    let is_complete = self.plan_sets(request, view, context, &mut at, slice)?;
+                    self.phase = SetPhase::Plan { next: at };
+                    if !is_complete {
+                        return Ok(None);
+                    }
+                    if request.atomic && !self.close_batch(view)? {
+                        return Ok(Some(self.decision()));
+                    }
+                    match (RequestOverlay { base: view, draft: &mut self.draft }).eviction() {
+                        None => return Ok(Some(self.decision())),
+                        Some(eviction) => Some(SetPhase::Evict(eviction)),
+                    }
+                }
+                SetPhase::Evict(eviction) => {
+                    let overlay = RequestOverlay { base: view, draft: &mut self.draft };
+                    if !overlay.evict(eviction, slice)? {
+                        return Ok(None);
+                    }
+                    let removed =
+                        std::mem::replace(eviction, Eviction::new(Amount::default())).into_removed();
+                    let most_bytes = DELETE_RECORD_BYTES.min(context.most_bytes());
+                    self.operations.extend(cut(removed, most_bytes, RemovalCause::Evicted));
+                    return Ok(Some(self.decision()));
+                }
+            };
+            let Some(next) = next else { return Ok(None) };
+            self.phase = next;
+        }
+    }
+
+    /// Plans sets until the slice is spent. Returns whether all are planned.
+    fn plan_sets<V: SubjectView>(
+        &mut self,
+        request: &SetRequest,
+        view: &V,
+        context: PlanContext<'_>,
+        next: &mut usize,
+        slice: &mut Slice,
+    ) -> Result<bool, PlanRejection> {
+        let mut overlay = RequestOverlay { base: view, draft: &mut self.draft };
+        while let Some(item) = request.sets.get(*next) {
+            if slice.is_spent() {
+                return Ok(false);
+            }
+            let index = *next;
+            *next += 1;
+            slice.count(item_bytes(item));
+            let planned = plan_item(item, index, &overlay, context);
+            let planned =
+                if request.atomic { planned.map_err(|refusal| refusal.of_set(index)) } else { planned };
+            self.results.push(match planned {
+                Ok(PlannedSet::Write(set)) => {
+                    let result = overlay.advance(&set)?;
+                    // Most requests hold one set, so no later set depends on it.
+                    if !overlay.is_last(index, request.sets.len()) {
+                        overlay.record_set(&set, result);
+                    }
+                    if request.atomic {
+                        self.batch.push(set);
+                    } else {
+                        self.operations.push(RecordOp::Set(set));
+                    }
+                    SetOutcome::Ok(result)
+                }
+                Ok(PlannedSet::Duplicate(first)) => {
+                    self.by_state = true;
+                    SetOutcome::Ok(SetResult { duplicate: true, ..first })
+                }
+                // A state that cannot be read rejects the whole request: no set of it may be executed.
+                Err(refusal @ (PlanRejection::Unreadable(_) | PlanRejection::Undecided)) => {
+                    return Err(refusal);
+                }
+                // So does any refusal of a set of a batch.
+                Err(refusal) if request.atomic => return Err(refusal),
+                Err(PlanRejection::ByRequest(error)) => SetOutcome::Error(error),
+                Err(PlanRejection::ByState(error)) => {
+                    self.by_state = true;
+                    SetOutcome::Error(error)
+                }
+            });
+        }
+        Ok(true)
+    }
+
+    /// Makes one operation of a planned batch. Returns `false` if the whole batch was executed before.
+    fn close_batch(&mut self, view: &impl SubjectView) -> Result<bool, PlanRejection> {
+        match self.batch.len() {
+            0 => Ok(false),
+            written if written == self.results.len() => {
+                let sets = std::mem::take(&mut self.batch);
+                RequestOverlay { base: view, draft: &mut self.draft }.admit_batch(&sets)?;
+                self.operations.push(RecordOp::Batch { sets });
+                Ok(true)
+            }
+            // The batch can neither be written as a whole nor be a duplicate as a whole.
+            _ => Err(PlanRejection::ByState(ErrorReply::bad_request(
+                "some sets of the batch were executed before, by their msg_id, and others were not",
+            ))),
+        }
+    }
+
+    fn decision(&mut self) -> PlanDecision {
+        let reply = SetReply { results: std::mem::take(&mut self.results) };
+        PlanDecision {
+            operations: std::mem::take(&mut self.operations),
+            outcome: WriteOutcome::Set(reply),
+            by_state: self.by_state,
+        }
     }
 }
 
-/// All sets of one request become one entry of the log, which is never split.
-fn check_bytes(request: &SetRequest, context: PlanContext<'_>) -> Result<(), PlanRejection> {
-    let logged = |(index, item): (usize, &SetItem)| match context.blob(index) {
-        Some(_) => SetItem { value: None, ..item.clone() },
-        None => item.clone(),
-    };
-    let most: usize = request.sets.iter().map(size::of_item).sum();
-    if most <= MAX_ATOMIC_BATCH_BYTES {
-        return Ok(());
+impl Comparison {
+    /// Compares sets until the slice is spent; then `None`.
+    fn step(&mut self, request: &SetRequest, slice: &mut Slice) -> Result<Option<SetPhase>, PlanRejection> {
+        while let Some(item) = request.sets.get(self.next) {
+            if slice.is_spent() {
+                return Ok(None);
+            }
+            self.next += 1;
+            slice.count(item.key.as_ref().map_or(0, String::len));
+            self.bytes += size::of_item(item);
+            // A blob belongs to one message.
+            if let Some(value) = item.uploaded
+                && !self.uploads.insert(value.upload)
+            {
+                let why = format!("two sets have the value of upload {}", value.upload);
+                return Err(PlanRejection::bad_request(why));
+            }
+            if request.atomic {
+                check_distinct(&mut self.keys, "key", item.key.as_ref())?;
+                check_distinct(&mut self.msg_ids, "msg_id", item.msg_id.as_ref())?;
+            }
+        }
+        Ok(Some(phase_after_comparison(self.bytes)))
     }
-    // Only a request that may be too large is measured exactly.
-    let mut bytes = 0;
-    for item in request.sets.iter().enumerate().map(logged) {
-        let encoded = dormouse_protocol::encode(&item)
+}
+
+/// Only a request that may be too large is measured exactly.
+const fn phase_after_comparison(most_bytes: usize) -> SetPhase {
+    if most_bytes <= MAX_ATOMIC_BATCH_BYTES {
+        SetPhase::Plan { next: 0 }
+    } else {
+        SetPhase::Measure { next: 0, bytes: 0 }
+    }
+}
+
+/// Measures sets until the slice is spent; then `None`. All sets of one request become one entry of the log, which
+/// is never split.
+fn measure(
+    request: &SetRequest,
+    context: PlanContext<'_>,
+    next: &mut usize,
+    bytes: &mut usize,
+    slice: &mut Slice,
+) -> Result<Option<SetPhase>, PlanRejection> {
+    while let Some(item) = request.sets.get(*next) {
+        if slice.is_spent() {
+            return Ok(None);
+        }
+        let logged = match context.blob(*next) {
+            Some(_) => SetItem { value: None, ..item.clone() },
+            None => item.clone(),
+        };
+        let encoded = dormouse_protocol::encode(&logged)
             .map_err(|error| PlanRejection::bad_request(format!("a set cannot be encoded: {error}")))?;
-        bytes += encoded.len();
+        slice.count(encoded.len());
+        *bytes += encoded.len();
+        *next += 1;
     }
-    if bytes <= MAX_ATOMIC_BATCH_BYTES {
-        return Ok(());
+    if *bytes <= MAX_ATOMIC_BATCH_BYTES {
+        return Ok(Some(SetPhase::Plan { next: 0 }));
     }
     let limit = if request.atomic { "max_atomic_batch_bytes" } else { "max_request_bytes" };
-    Err(PlanRejection::ByRequest(ErrorReply::too_large(limit, bytes, MAX_ATOMIC_BATCH_BYTES)))
+    Err(PlanRejection::ByRequest(ErrorReply::too_large(limit, *bytes, MAX_ATOMIC_BATCH_BYTES)))
 }
 
-/// A blob belongs to one message.
-fn check_uploads(items: &[SetItem]) -> Result<(), PlanRejection> {
-    let mut seen = HashSet::new();
-    match items.iter().filter_map(|item| item.uploaded).find(|value| !seen.insert(value.upload)) {
-        None => Ok(()),
-        Some(value) => {
-            Err(PlanRejection::bad_request(format!("two sets have the value of upload {}", value.upload)))
-        }
-    }
-}
-
-fn plan_each<V: SubjectView>(
-    sets: &[SetItem],
-    mut draft: RequestOverlay<'_, V>,
-    context: PlanContext<'_>,
-) -> Result<PlanDecision, PlanRejection> {
-    let mut operations = Vec::with_capacity(sets.len());
-    let mut results = Vec::with_capacity(sets.len());
-    let mut by_state = false;
-    for (index, item) in sets.iter().enumerate() {
-        results.push(match plan_item(item, index, &draft, context) {
-            Ok(PlannedSet::Write(set)) => {
-                let result = draft.advance(&set)?;
-                // Most requests hold one set, so no later set depends on it.
-                if !draft.is_last(index, sets.len()) {
-                    draft.record_set(&set, result);
-                }
-                operations.push(RecordOp::Set(set));
-                SetOutcome::Ok(result)
-            }
-            Ok(PlannedSet::Duplicate(first)) => {
-                by_state = true;
-                SetOutcome::Ok(SetResult { duplicate: true, ..first })
-            }
-            Err(PlanRejection::ByRequest(error)) => SetOutcome::Error(error),
-            Err(PlanRejection::ByState(error)) => {
-                by_state = true;
-                SetOutcome::Error(error)
-            }
-            // A state that cannot be read rejects the whole request: no set of it may be executed.
-            Err(refusal @ (PlanRejection::Unreadable(_) | PlanRejection::Undecided)) => return Err(refusal),
-        });
-    }
-    operations.extend(evictions(&draft, context)?);
-    Ok(PlanDecision { operations, outcome: WriteOutcome::Set(SetReply { results }), by_state })
-}
-
-/// The evictions caused by the planned sets.
-fn evictions<V: SubjectView>(
-    draft: &RequestOverlay<'_, V>,
-    context: PlanContext<'_>,
-) -> Result<Vec<RecordOp>, PlanRejection> {
-    let most_bytes = DELETE_RECORD_BYTES.min(context.most_bytes());
-    Ok(cut(draft.evict()?, most_bytes, RemovalCause::Evicted))
-}
-
-fn plan_batch<V: SubjectView>(
-    items: &[SetItem],
-    mut draft: RequestOverlay<'_, V>,
-    context: PlanContext<'_>,
-) -> Result<PlanDecision, PlanRejection> {
-    check_distinct(items, "key", |item| item.key.as_deref())?;
-    check_distinct(items, "msg_id", |item| item.msg_id.as_deref())?;
-    let mut sets = Vec::with_capacity(items.len());
-    let mut results = Vec::with_capacity(items.len());
-    for (index, item) in items.iter().enumerate() {
-        let planned = plan_item(item, index, &draft, context).map_err(|refusal| refusal.of_set(index))?;
-        results.push(SetOutcome::Ok(match planned {
-            PlannedSet::Write(set) => {
-                let result = draft.advance(&set)?;
-                if !draft.is_last(index, items.len()) {
-                    draft.record_set(&set, result);
-                }
-                sets.push(set);
-                result
-            }
-            PlannedSet::Duplicate(first) => SetResult { duplicate: true, ..first },
-        }));
-    }
-    let operations = match sets.len() {
-        // The whole batch was executed before.
-        0 => Vec::new(),
-        written if written == items.len() => {
-            draft.admit_batch(&sets)?;
-            let mut operations = vec![RecordOp::Batch { sets }];
-            operations.extend(evictions(&draft, context)?);
-            operations
-        }
-        // The batch can neither be written as a whole nor be a duplicate as a whole.
-        _ => {
-            return Err(PlanRejection::ByState(ErrorReply::bad_request(
-                "some sets of the batch were executed before, by their msg_id, and others were not",
-            )));
-        }
-    };
-    Ok(PlanDecision { operations, outcome: WriteOutcome::Set(SetReply { results }), by_state: true })
+/// The bytes that planning and encoding a set copies.
+fn item_bytes(item: &SetItem) -> usize {
+    item.key.as_ref().map_or(0, String::len)
+        + item.value.as_ref().map_or(0, Bytes::len)
+        + item.headers.size_bytes()
 }
 
 /// No set of a batch may undo another.
-fn check_distinct<'a>(
-    items: &'a [SetItem],
+fn check_distinct(
+    seen: &mut HashSet<String>,
     field: &str,
-    of: impl Fn(&'a SetItem) -> Option<&'a str>,
+    name: Option<&String>,
 ) -> Result<(), PlanRejection> {
-    let mut seen = HashSet::new();
-    match items.iter().filter_map(of).find(|name| !seen.insert(*name)) {
-        None => Ok(()),
-        Some(_) => Err(PlanRejection::bad_request(format!("two sets of the batch have the same {field}"))),
+    match name {
+        Some(name) if !seen.insert(name.clone()) => {
+            Err(PlanRejection::bad_request(format!("two sets of the batch have the same {field}")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,9 +1,13 @@
-//! Upper bounds of encoded sizes on the wire.
+//! Upper bounds of encoded sizes.
 
 use bytes::Bytes;
+use dormouse_format::entry::LogEntry;
+use dormouse_format::record::{RecordOp, SetOperation};
 use dormouse_protocol::data::SetItem;
 use dormouse_protocol::message::{Removed, SubjectConfig};
 use dormouse_protocol::{Change, ErrorReply, Headers, Message};
+
+use crate::database::Slice;
 
 /// Field names, numbers and MessagePack framing of a message, of a change around it, or of a removed message.
 pub const FRAMING_BYTES: usize = 224;
@@ -32,6 +36,28 @@ pub fn message_bytes(key: usize, value: usize, headers: &Headers) -> usize {
 pub(crate) fn of_item(item: &SetItem) -> usize {
     let msg_id = item.msg_id.as_ref().map_or(0, String::len);
     parts_bytes(item.key.as_deref(), item.value.as_ref(), &item.headers) + msg_id
+}
+
+/// Whether an entry is encoded, and joins the pending changes, within one slice.
+#[must_use]
+pub fn fits_slice(entry: &LogEntry) -> bool {
+    let mut slice = Slice::new();
+    let of_set = |set: &SetOperation| {
+        set.key.as_ref().map_or(0, String::len)
+            + set.value.as_ref().map_or(0, Bytes::len)
+            + set.headers.size_bytes()
+    };
+    let mut take = |bytes: usize| {
+        let fits = !slice.is_spent();
+        slice.count(bytes);
+        fits
+    };
+    entry.operations.iter().all(|operation| match operation {
+        RecordOp::Set(set) => take(of_set(set)),
+        RecordOp::Batch { sets } => sets.iter().all(|set| take(of_set(set))),
+        RecordOp::Delete { removed, .. } => removed.iter().all(|removed| take(of_removed(removed))),
+        RecordOp::DeleteAll { .. } | RecordOp::Configure { .. } => take(0),
+    })
 }
 
 /// The most bytes that `message` takes when encoded.

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use dormouse_format::record::{Record, SetOperation};
-use dormouse_protocol::data::{DeleteAllRequest, DeleteRequest, SetItem, SetOutcome, SetRequest, SetResult};
+use dormouse_protocol::data::{
+    ConfigureRequest, DeleteAllRequest, DeleteRequest, SetItem, SetOutcome, SetRequest, SetResult,
+};
 use dormouse_protocol::limits::{
     MAX_CALLER_SEQ, MAX_HEADERS_BYTES, MAX_METADATA_BYTES, MAX_MSG_ID_BYTES, MAX_SEQ,
 };
@@ -13,6 +15,44 @@ use dormouse_protocol::{Headers, Rev, Seq, Term};
 
 use super::delete::DELETE_RECORD_BYTES;
 use super::*;
+use crate::database::Slice;
+
+/// Plans a request with the largest and with the smallest slices: the result must not depend on them.
+pub(crate) fn plan(
+    request: &SubjectRequest,
+    view: &impl SubjectView,
+    context: PlanContext<'_>,
+) -> PlanResult {
+    let in_slices = |new_slice: fn() -> Slice| {
+        let mut progress = PlanProgress::new();
+        loop {
+            if let Some(planned) = progress.step(request, view, context, &mut new_slice()) {
+                return planned;
+            }
+        }
+    };
+    let planned = in_slices(Slice::new);
+    assert_eq!(in_slices(Slice::of_one_row), planned, "{request:?}");
+    planned
+}
+
+/// The same for retention.
+pub(crate) fn plan_retention(
+    view: &impl SubjectView,
+    context: PlanContext<'_>,
+) -> Result<Option<LogEntry>, ErrorReply> {
+    let in_slices = |new_slice: fn() -> Slice| {
+        let mut progress = RetentionProgress::new();
+        loop {
+            if let Some(planned) = progress.step(view, context, &mut new_slice())? {
+                return Ok(planned);
+            }
+        }
+    };
+    let planned = in_slices(Slice::new);
+    assert_eq!(in_slices(Slice::of_one_row), planned);
+    planned
+}
 
 /// An in-memory subject that forgets nothing.
 #[derive(Debug, Default, Clone)]
@@ -101,6 +141,7 @@ impl SubjectView for InMemory {
         &self,
         now: Timestamp,
         max_age_ms: Option<u64>,
+        cursor: &mut ExpiryCursor,
         limit: usize,
     ) -> Result<Vec<StoredMessage>, ErrorReply> {
         let is_over = |held: &&StoredMessage| {
@@ -108,7 +149,12 @@ impl SubjectView for InMemory {
             let by_age = max_age_ms.map(|max_age_ms| accepted_at.plus_millis(max_age_ms));
             expires_at.iter().chain(&by_age).any(|&at| at <= now)
         };
-        Ok(self.messages.values().filter(is_over).take(limit).cloned().collect())
+        let from = cursor.by_ttl.map_or(Seq::default(), |(_, seq)| seq.next());
+        let found: Vec<_> =
+            self.messages.range(from..).map(|(_, held)| held).filter(is_over).take(limit).cloned().collect();
+        cursor.by_ttl = found.last().map(|last| (now, last.id.seq)).or(cursor.by_ttl);
+        (cursor.ttl_ended, cursor.age_ended) = (found.len() < limit, found.len() < limit);
+        Ok(found)
     }
     fn count_up_to(&self, end_seq: Seq) -> Result<u64, ErrorReply> {
         Ok(self.messages.range(..=end_seq).count() as u64)

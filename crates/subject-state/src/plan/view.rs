@@ -68,6 +68,28 @@ pub enum DedupLookup {
     Forgotten,
 }
 
+/// How far a search for expired messages is: through those that expire by their own time to live, then through those
+/// that expire by the maximum age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ExpiryCursor {
+    /// The last message found by its time to live: when it expires, and its seq.
+    pub by_ttl: Option<(Timestamp, Seq)>,
+    /// The last message found by its age: its rev, accept time and seq.
+    pub by_age: Option<(Rev, Timestamp, Seq)>,
+    /// Every message by its time to live is found.
+    pub ttl_ended: bool,
+    /// Every message by its age is found.
+    pub age_ended: bool,
+}
+
+impl ExpiryCursor {
+    /// Whether every expired message is found.
+    #[must_use]
+    pub const fn has_ended(&self) -> bool {
+        self.ttl_ended && self.age_ended
+    }
+}
+
 /// The view of a subject for planning.
 ///
 /// # Errors
@@ -84,12 +106,14 @@ pub trait SubjectView {
     /// The first messages from `from` on, in order of seq: at most `limit`, and fewer only if there are no
     /// more.
     fn oldest(&self, from: Seq, limit: usize) -> Result<Vec<StoredMessage>, ErrorReply>;
-    /// Messages that have expired at the accept time `now`, by their own time to live or by this maximum age:
-    /// at most `limit`. Pending changes count once they are applied.
+    /// The next messages after `cursor` that have expired at the accept time `now`, by their own time to live or by
+    /// this maximum age: at most `limit`. More follow until the cursor has ended. A message may be found by both.
+    /// Pending changes count once they are applied.
     fn expired(
         &self,
         now: Timestamp,
         max_age_ms: Option<u64>,
+        cursor: &mut ExpiryCursor,
         limit: usize,
     ) -> Result<Vec<StoredMessage>, ErrorReply>;
     /// How many messages have a seq up to and including `end_seq`.

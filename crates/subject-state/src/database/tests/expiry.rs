@@ -5,7 +5,7 @@ use dormouse_protocol::message::SubjectConfig;
 
 use super::super::fixture::*;
 use super::super::*;
-use crate::plan::SubjectView;
+use crate::plan::{ExpiryCursor, SubjectView};
 
 /// A file with three messages, accepted at 1, 2 and 3 s; the second expires at 9 s, and the third at 5 s.
 fn three(path: &Path) -> Database {
@@ -24,12 +24,13 @@ fn three(path: &Path) -> Database {
 
 fn seqs(database: &Database, now: u64, max_age_ms: Option<u64>, limit: usize) -> Vec<u64> {
     let mut seqs: Vec<_> = database
-        .expired(second(now), max_age_ms, limit)
+        .expired(second(now), max_age_ms, &mut ExpiryCursor::default(), limit)
         .unwrap()
         .iter()
         .map(|held| held.id.seq.get())
         .collect();
     seqs.sort_unstable();
+    seqs.dedup();
     seqs
 }
 
@@ -47,6 +48,40 @@ fn retention_finds_due_messages_by_ttl_and_age() {
     assert_eq!(seqs(&database, 5, Some(1_000), 9), [1, 2, 3]);
     assert_eq!(seqs(&database, 9, Some(1_000), 2).len(), 2);
     assert_eq!(database.details().unwrap().expiring, 2);
+}
+
+/// A search that continues finds each due message once by each rule, whatever the number found at once.
+#[test]
+fn retention_search_continues_after_cursor() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut database = fresh(&folder.path().join("s.sqlite3"));
+    for at in 1..=3 {
+        // Many messages have the same rev and the same expiry.
+        let sets = (0..5).map(|n| {
+            let mut set = database.set(None, b"v");
+            set.seq = Seq::new(at * 5 - 4 + n);
+            set.expires_at = (n > 1).then_some(second(9 - at));
+            set
+        });
+        let operations = vec![RecordOp::Batch { sets: sets.collect() }];
+        let entry =
+            dormouse_format::entry::LogEntry { accept_time: second(at), ..database.entry(operations) };
+        database.commit_entry(&entry).unwrap();
+    }
+    let found = |limit| {
+        let (mut cursor, mut found) = (ExpiryCursor::default(), Vec::new());
+        while !cursor.has_ended() {
+            let page = database.expired(second(7), Some(5_000), &mut cursor, limit).unwrap();
+            assert!(page.len() <= limit);
+            found.extend(page.iter().map(|held| held.id.seq.get()));
+        }
+        found
+    };
+    // By their time to live those of the last two batches, then all of the first two by their age.
+    let expected: Vec<u64> = [13, 14, 15, 8, 9, 10].into_iter().chain(1..=10).collect();
+    for limit in 1..20 {
+        assert_eq!(found(limit), expected, "{limit}");
+    }
 }
 
 /// The next expiry time is correct after sets, a configure, deletes, a reopen and a rollback.
@@ -109,7 +144,7 @@ fn retention_queries_read_indexes_in_order() {
     let database = fresh(&folder.path().join("s.sqlite3"));
     for sql in expiry::QUERIES {
         let mut plan = database.connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-        let parameters: &[i64] = if plan.parameter_count() == 0 { &[] } else { &[0] };
+        let parameters = vec![0_i64; plan.parameter_count()];
         let steps = plan.query_map(rusqlite::params_from_iter(parameters), |row| row.get::<_, String>(3));
         let steps: Vec<String> = steps.unwrap().map(Result::unwrap).collect();
         assert!(

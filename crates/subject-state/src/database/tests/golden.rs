@@ -13,7 +13,7 @@ use dormouse_protocol::{ErrorReply, Headers, Position};
 
 use super::super::fixture::*;
 use super::super::*;
-use crate::plan::{DedupLookup, SubjectView};
+use crate::plan::{DedupLookup, ExpiryCursor, SubjectView};
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -225,11 +225,12 @@ fn database_v1_file_is_upgraded_without_early_expiry() {
         assert_eq!(database.state().accept_time, second(7));
         let max_age = Some(1_000);
         assert_eq!(
-            database.expired(second(8), max_age, 10).unwrap().len(),
+            database.expired(second(8), max_age, &mut ExpiryCursor::default(), 10).unwrap().len(),
             2,
             "both were accepted by 7 s at the latest"
         );
-        assert_eq!(database.expired(Timestamp::from_micros(7_999_999), max_age, 10).unwrap(), []);
+        let early = Timestamp::from_micros(7_999_999);
+        assert_eq!(database.expired(early, max_age, &mut ExpiryCursor::default(), 10).unwrap(), []);
     });
 }
 

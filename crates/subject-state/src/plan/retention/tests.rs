@@ -7,7 +7,7 @@ use dormouse_protocol::{Seq, Timestamp};
 
 use super::*;
 use crate::plan::tests::{CONTEXT, InMemory, keyed};
-use crate::plan::{PlanResult, plan};
+use crate::plan::{PlanResult, plan, plan_retention};
 use crate::request::SubjectRequest;
 
 const fn at(millis: u64) -> PlanContext<'static> {

@@ -11,7 +11,7 @@ use dormouse_protocol::{ErrorCode, MessageId, RequestId, Rev, SessionId, Term, T
 
 use super::*;
 use crate::plan::tests::{CONTEXT, InMemory, answer, at, id, keyed, memory, set};
-use crate::plan::{DedupLookup, PlanResult, StoredMessage, SubjectState, outcome, plan};
+use crate::plan::{DedupLookup, ExpiryCursor, PlanResult, StoredMessage, SubjectState, outcome, plan};
 use crate::request::{SubjectReply, SubjectRequest};
 
 fn batch(sets: Vec<SetItem>) -> SubjectRequest {
@@ -322,7 +322,13 @@ impl SubjectView for Unreadable {
     fn oldest(&self, _: Seq, _: usize) -> Result<Vec<StoredMessage>, ErrorReply> {
         Err(ErrorReply::corrupt("file", "gone"))
     }
-    fn expired(&self, _: Timestamp, _: Option<u64>, _: usize) -> Result<Vec<StoredMessage>, ErrorReply> {
+    fn expired(
+        &self,
+        _: Timestamp,
+        _: Option<u64>,
+        _: &mut ExpiryCursor,
+        _: usize,
+    ) -> Result<Vec<StoredMessage>, ErrorReply> {
         Err(ErrorReply::corrupt("file", "gone"))
     }
     fn count_up_to(&self, _: Seq) -> Result<u64, ErrorReply> {
