@@ -14,7 +14,7 @@ use dormouse_engine::api::{
     Authority, EventSink, HandoverOutcome, LeaseGeneration, SubjectReply, SubjectRequest, Submission,
     TenantId,
 };
-use dormouse_engine::{Engine, EngineSettings, PreparedEngine, ShutdownReport};
+use dormouse_engine::{Engine, EngineInstruments, EngineSettings, PreparedEngine, ShutdownReport};
 use dormouse_format::delta;
 use dormouse_format::record::RecordOp as Changed;
 use dormouse_protocol::data::{
@@ -115,6 +115,8 @@ impl Events {
 
 /// The state that all servers of a test share, and the folder of their data directories.
 pub struct World {
+    /// Of all servers.
+    pub instruments: EngineInstruments,
     pub folder: TempDir,
     pub bucket: Arc<FaultyBucket>,
     pub fleet: Arc<Fleet>,
@@ -162,6 +164,7 @@ impl World {
         let plan = FaultPlan { timeout: Duration::ZERO, ..FaultPlan::none() };
         let bucket = Arc::new(FaultyBucket::new(inner, 0, plan, Env::system()));
         Self {
+            instruments: EngineInstruments::default(),
             folder,
             bucket,
             fleet: Arc::default(),
@@ -238,6 +241,7 @@ impl World {
         if let Some(predecessor) = prepared.predecessor() {
             self.fleet.declare_dead(predecessor);
         }
+        let prepared = prepared.measured_by(self.instruments.clone());
         let prepared = match disk {
             Some(disk) => prepared.on_disk(Arc::new(disk)),
             None => prepared,
