@@ -118,6 +118,8 @@ soak-all: soak ## Run the tests with larger bounds, and the ignored tests, for h
 	cargo test$(LOCKED:%= %) -p dormouse-bucket --test bucket_contract -- --ignored azure
 	$(call heading,A snapshot over a slow link)
 	cargo test$(LOCKED:%= %) -p dormouse-bucket --test slow_links -- --ignored
+	$(call heading,The log over a slow uplink)
+	cargo test$(LOCKED:%= %) -p dormouse-commit-log --test slow_uplink -- --ignored --nocapture
 	$(call heading,The property tests of formats, log, state, engine and client with $(CASES) cases each)
 	PROPTEST_CASES=$(CASES) cargo test$(LOCKED:%= %) --release -p dormouse-format -p dormouse-commit-log -p dormouse-subject-state -p dormouse-engine -p dormouse-client
 	$(call heading,Twenty thousand subjects opened in turn)
