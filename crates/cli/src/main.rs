@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use clap::builder::{FalseyValueParser, TypedValueParser};
 use clap::error::ErrorKind as ClapErrorKind;
-use dormouse_runtime::logging::LogFormat;
+use dormouse_runtime::logging::{self, LogFormat};
 
 use crate::args::{Cli, Command};
 use crate::error::{Failure, FailureKind};
@@ -41,9 +41,14 @@ fn main() -> ExitCode {
     };
     let json = cli.global.json;
     let failure = match run(cli) {
-        Ok(()) => return ExitCode::SUCCESS,
+        Ok(()) => {
+            logging::flush();
+            return ExitCode::SUCCESS;
+        }
         Err(failure) => failure,
     };
+    // The error follows the log lines about its cause.
+    logging::flush();
     output::report(&failure, json);
     ExitCode::from(failure.kind().exit_code())
 }
@@ -56,8 +61,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let filter = std::env::var("DORMOUSE_LOG").unwrap_or_else(|_| "warn".to_owned());
     // With `--json`, standard error is also for programs.
     let format = if cli.global.json { LogFormat::Json } else { LogFormat::Text };
-    dormouse_runtime::logging::init(format, &filter)
-        .map_err(|error| Failure::usage(format!("DORMOUSE_LOG: {error}")))?;
+    logging::init(format, &filter).map_err(|error| Failure::usage(format!("DORMOUSE_LOG: {error}")))?;
     // One thread: this is faster for a client, and `dev` needs it (see `dev::child`).
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -14,7 +14,7 @@ use dormouse_coordinator::data_dir::{CoordinatorDataDir, CoordinatorDataDirError
 use dormouse_coordinator::metrics::CoordinatorMetrics;
 use dormouse_coordinator::settings::Settings;
 use dormouse_coordinator::store::sled_store::{OpenError, SledStore};
-use dormouse_daemon::start::{configure, reject_settings, run_to_end};
+use dormouse_daemon::start::{configure, reject_settings, run_program, run_to_end};
 use dormouse_daemon::{ExitReason, MetricsListener, StopSignals};
 use dormouse_metrics::system::DiskRoom;
 use dormouse_runtime::{Env, Tasks};
@@ -25,15 +25,19 @@ const PROGRAM: &str = "dormouse-coordinator";
 const ABANDON_AFTER: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    run_program(program)
+}
+
+fn program() -> ExitReason {
     install_tls_provider();
     let resolved = Settings::resolve(&Args::parse());
     let settings = match configure(PROGRAM, resolved, |settings| (settings.log_format, &settings.log)) {
         Ok(settings) => settings,
-        Err(exit) => return exit.into(),
+        Err(exit) => return exit,
     };
     let listener = match settings.metrics_listen.map(MetricsListener::bind).transpose() {
         Ok(listener) => listener,
-        Err(error) => return reject_settings(PROGRAM, &error).into(),
+        Err(error) => return reject_settings(PROGRAM, &error),
     };
     // The reason is logged before the runtime waits for abandoned work.
     let work = async {
@@ -42,11 +46,10 @@ fn main() -> ExitCode {
             exit_reason_of(&error)
         })
     };
-    let exit = run_to_end(work, ABANDON_AFTER).unwrap_or_else(|error| {
+    run_to_end(work, ABANDON_AFTER).unwrap_or_else(|error| {
         tracing::error!(%error, "runtime start failed");
         ExitReason::Failure
-    });
-    exit.into()
+    })
 }
 
 fn exit_reason_of(error: &anyhow::Error) -> ExitReason {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use dormouse_bus::{Bus, BusDrops, EndpointStats};
-use dormouse_daemon::figures::{answer_times, no_answer_times, refusals};
+use dormouse_daemon::figures::{answer_times, lost_log_lines, no_answer_times, refusals};
 use dormouse_metrics::system::{self, DiskRoom};
 use dormouse_metrics::{DurationHistogram, LongestSteps, MetricsRegistry, Scrape};
 use dormouse_runtime::{Env, Lock};
@@ -48,6 +48,7 @@ impl CoordinatorMetrics {
                 Some((read, bus)) => (read(), bus.drops()),
                 None => (CoordinatorFigures::default(), BusDrops::default()),
             };
+            lost_log_lines(scrape);
             collect_state(scrape, &figures);
             collect_requests(scrape, &figures, drops);
         });

@@ -1,10 +1,11 @@
-//! Figures of the endpoints of a daemon, for its metrics.
+//! Figures of a daemon's endpoints and of its log, for its metrics.
 
 use std::sync::Arc;
 
 use dormouse_bus::{ANSWER_TIMES, EndpointStats};
 use dormouse_metrics::{HistogramFigures, Scrape};
 use dormouse_protocol::{ErrorCode, OverloadCause};
+use dormouse_runtime::logging;
 
 /// The times from arrival to reply at one endpoint.
 #[must_use]
@@ -33,4 +34,10 @@ pub fn refusals(scrape: &mut Scrape<'_>, endpoints: &[Arc<EndpointStats>]) {
     let count = |cause| endpoints.iter().map(|stats| stats.overloaded_of(cause)).sum();
     let causes = OverloadCause::ALL.into_iter().map(|cause| (cause.name(), count(cause)));
     scrape.counter_of("dormouse_overloaded_total", "Requests refused as overloaded", "reason", causes);
+}
+
+/// Lines that the log of this process does not have.
+pub fn lost_log_lines(scrape: &mut Scrape<'_>) {
+    let help = "Log lines that were dropped or could not be written";
+    scrape.counter("dormouse_log_lines_dropped_total", help, logging::lost_lines());
 }

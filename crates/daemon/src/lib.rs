@@ -4,7 +4,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`args`] | [`DaemonArgs`]: the arguments that both have, as written |
-//! | [`figures`] | metrics of endpoints |
+//! | [`figures`] | metrics of endpoints and of the log |
 //! | [`metrics`] | the HTTP server of `--metrics-listen` |
 //! | [`settings`] | [`SettingsParser`]: resolves all settings at once and collects every error; [`DaemonSettings`] |
 //! | [`start`] | logging, the async runtime, the exit codes |

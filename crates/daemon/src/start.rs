@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -37,11 +37,24 @@ impl From<ExitReason> for ExitCode {
     }
 }
 
+/// The main function of a daemon: runs `program`, and writes the rest of its log.
+pub fn run_program(program: impl FnOnce() -> ExitReason) -> ExitCode {
+    let exit = program();
+    logging::flush();
+    exit.into()
+}
+
+/// Ends the process at once, but for the rest of its log.
+pub fn end_process(reason: ExitReason) -> ! {
+    logging::flush();
+    std::process::exit(reason as i32)
+}
+
 /// Tells the user of the command line that the settings of `program` are invalid.
 #[must_use]
 pub fn reject_settings(program: &str, fault: &dyn fmt::Display) -> ExitReason {
-    // Logging may not be set up yet.
-    eprintln!("{program}: {fault}");
+    // Logging may not be set up yet. If standard error cannot be written, the exit code remains.
+    let _ = writeln!(io::stderr(), "{program}: {fault}");
     ExitReason::Settings
 }
 

@@ -11,7 +11,7 @@ use clap::Parser;
 use descriptors::OpenSubjects;
 use dormouse_bucket::{MeteredBucket, ObjectStoreBucket, RaceProbe, open_bucket, probe, probe_races};
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
-use dormouse_daemon::start::{configure, reject_settings, run_to_end};
+use dormouse_daemon::start::{configure, end_process, reject_settings, run_program, run_to_end};
 use dormouse_daemon::{ExitReason, MetricsListener};
 use dormouse_engine::{Engine, EngineOpenError, EngineSettings, PreparedEngine};
 use dormouse_metrics::system::DiskRoom;
@@ -30,19 +30,23 @@ const PROGRAM: &str = "dormouse-persist-server";
 const ABANDON_AFTER: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
+    run_program(program)
+}
+
+fn program() -> ExitReason {
     install_tls_provider();
     let resolved = Settings::resolve(&Args::parse());
     let settings = match configure(PROGRAM, resolved, |settings| (settings.log_format, &settings.log)) {
         Ok(settings) => settings,
-        Err(exit) => return exit.into(),
+        Err(exit) => return exit,
     };
     #[cfg(feature = "fail-points")]
     if let Err(fault) = dormouse_runtime::fail_points::arm_from_env() {
-        return reject_settings(PROGRAM, &format_args!("DORMOUSE_FAIL_POINTS: {fault}")).into();
+        return reject_settings(PROGRAM, &format_args!("DORMOUSE_FAIL_POINTS: {fault}"));
     }
     let listener = match settings.metrics_listen.map(MetricsListener::bind).transpose() {
         Ok(listener) => listener,
-        Err(error) => return reject_settings(PROGRAM, &error).into(),
+        Err(error) => return reject_settings(PROGRAM, &error),
     };
     let open = descriptors::open_subject_limits(settings.max_open);
     log_settings(&settings, open);
@@ -50,7 +54,7 @@ fn main() -> ExitCode {
         tracing::error!(%error, "runtime start failed");
         Err(ExitReason::Failure)
     });
-    exit.unwrap_or_else(|exit| exit).into()
+    exit.unwrap_or_else(|exit| exit)
 }
 
 /// Logs the effective settings without secrets, and a warning about a memory bucket.
@@ -275,7 +279,7 @@ async fn start(
         callers: settings.callers,
         tenant_rule: settings.tenant_rule,
         started,
-        exit: ProcessExit::new(|| std::process::exit(ExitReason::Failure as i32)),
+        exit: ProcessExit::new(|| end_process(ExitReason::Failure)),
     };
     let server = Server::start(prepared, server_settings, sides.clone())
         .await

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use dormouse_bucket::BucketInstruments;
 use dormouse_bus::{EndpointStats, SubscribeError, health::answer_metrics};
-use dormouse_daemon::figures::{answer_times, no_answer_times, refusals};
+use dormouse_daemon::figures::{answer_times, lost_log_lines, no_answer_times, refusals};
 use dormouse_engine::EngineInstruments;
 use dormouse_metrics::system::{self, DiskRoom};
 use dormouse_metrics::{MetricsRegistry, Scrape};
@@ -43,6 +43,7 @@ impl ServerMetrics {
         let sources = Arc::clone(&current);
         registry.collect(move |scrape| {
             let sources = sources.lock().clone();
+            lost_log_lines(scrape);
             collect_server(scrape, sources.as_ref());
             collect_requests(scrape, sources.as_ref());
             collect_engine(scrape, sources.as_ref());

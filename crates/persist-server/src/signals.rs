@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use dormouse_daemon::start::end_process;
 use dormouse_daemon::{ExitReason, StopSignals};
 use dormouse_runtime::{Env, Stop, Tasks};
 
@@ -29,7 +30,7 @@ impl StopRequest {
             let signal = signals.next().await;
             tracing::warn!(signal, "second signal received, aborting");
             // Not by the main thread: it may wait for a data side that hangs.
-            std::process::exit(ExitReason::SecondSignal as i32);
+            end_process(ExitReason::SecondSignal);
         });
         Ok(Self(stop))
     }

@@ -3,6 +3,8 @@
 #![expect(clippy::disallowed_types)] // The one place that handles poisoning.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+#[cfg(feature = "logging")]
+use std::time::Duration;
 
 /// A mutex that stays usable after a panic of its holder.
 ///
@@ -45,6 +47,18 @@ impl<T: ?Sized> Lock<T> {
 /// Unlocks the value, waits for a notification of `changed`, and locks the value again.
 pub(crate) fn wait<'a, T>(guard: MutexGuard<'a, T>, changed: &Condvar) -> MutexGuard<'a, T> {
     changed.wait(guard).unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Unlocks the value, and waits until `condition` is false after a notification of `changed`, for at most `limit`.
+#[cfg(feature = "logging")]
+pub(crate) fn wait_while_for<T>(
+    guard: MutexGuard<'_, T>,
+    changed: &Condvar,
+    limit: Duration,
+    condition: impl FnMut(&mut T) -> bool,
+) {
+    // The caller does not need to know which of the two happened.
+    drop(changed.wait_timeout_while(guard, limit, condition).unwrap_or_else(PoisonError::into_inner));
 }
 
 #[cfg(test)]
