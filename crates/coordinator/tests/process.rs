@@ -91,3 +91,12 @@ async fn log_reader_that_stalls_does_not_stall_program() {
     let child = started(&folder.path().join("data"), writer.into()).await;
     assert_eq!(stopped(child).await, Some(0));
 }
+
+/// SIGHUP, as from a terminal that closes, does not end the program.
+#[tokio::test]
+async fn sighup_leaves_program_running() {
+    let folder = tempfile::tempdir().unwrap();
+    let child = started(&folder.path().join("data"), Stdio::null()).await;
+    send(&child, Signal::HUP);
+    assert_eq!(stopped(child).await, Some(0));
+}

@@ -1,15 +1,17 @@
-//! The signals that stop a daemon.
+//! The signals that stop a daemon, and the one that does not.
 
 use std::future::Future;
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM and SIGINT, which start the shutdown.
+/// SIGTERM and SIGINT, which start the shutdown. SIGHUP, the end of a terminal, has no effect.
 #[derive(Debug)]
 pub struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
+    // Nothing reads it: while a process listens for a signal, the signal does not end it.
+    _hangup: Signal,
 }
 
 impl StopSignals {
@@ -18,7 +20,11 @@ impl StopSignals {
     /// # Errors
     /// The error of the operating system.
     pub fn listen() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            _hangup: signal(SignalKind::hangup())?,
+        })
     }
 
     /// The name of the next signal. Cancelling the wait loses no signal.
