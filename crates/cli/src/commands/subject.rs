@@ -1,10 +1,10 @@
 //! `info` and `subject …`.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use dormouse_protocol::data::{InfoDetails, InfoReply};
 use dormouse_protocol::message::Discard;
-use dormouse_protocol::{Seq, Subject, Timestamp};
+use dormouse_protocol::{Seq, Subject};
 use serde::Serialize;
 use serde_json::json;
 
@@ -13,7 +13,7 @@ use super::placement;
 use crate::args::{Configure, Destroy, SubjectCommand};
 use crate::error::Failure;
 use crate::session::Session;
-use crate::view::cell;
+use crate::view::{cell, time};
 
 pub(super) async fn run(session: &Session, command: SubjectCommand) -> Result<(), Failure> {
     match command {
@@ -97,10 +97,6 @@ fn limits(info: &InfoReply) -> Rows {
 
 fn details(details: &InfoDetails) -> Rows {
     let mut rows = Vec::new();
-    let time = |at: Timestamp| {
-        let at = UNIX_EPOCH.checked_add(Duration::from_micros(at.as_micros()));
-        at.map_or_else(|| "never".to_owned(), |at| humantime::format_rfc3339_millis(at).to_string())
-    };
     rows.extend(details.oldest_timestamp.map(|at| ("oldest message", time(at))));
     rows.extend(details.newest_timestamp.map(|at| ("newest message", time(at))));
     rows.push(("messages with a ttl", details.expiring.to_string()));
@@ -157,5 +153,20 @@ async fn destroy(session: &Session, arguments: &Destroy) -> Result<(), Failure> 
         session.output.json(&json!({ "subject": arguments.subject, "position": position }))
     } else {
         session.output.line(format_args!("destroyed at {position}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dormouse_protocol::Timestamp;
+
+    use super::*;
+
+    /// A time beyond the calendar, such as that of a ttl without an end, is shown as its last instant.
+    #[test]
+    fn info_time_beyond_calendar_is_shown() {
+        let last = Timestamp::from_micros(u64::MAX);
+        let rows = details(&InfoDetails { next_expiry: Some(last), ..InfoDetails::default() });
+        assert!(rows.contains(&("next expiry", "9999-12-31T23:59:59.999999Z".to_owned())), "{rows:?}");
     }
 }
