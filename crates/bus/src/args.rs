@@ -1,6 +1,8 @@
-//! Command-line arguments of the programs that connect to NATS.
+//! Command-line arguments of the programs that connect to NATS, and the rule for their environment variables.
 
 use std::path::PathBuf;
+
+use clap::builder::Resettable;
 
 use crate::InboxPrefix;
 use crate::nats::{Authentication, ClientCertificate, NatsOptions, NatsUrl, Secret, Tls};
@@ -61,6 +63,17 @@ pub struct NatsArgs {
     pub nats_inbox_prefix: Option<String>,
 }
 
+/// The same command line, in which a variable without a value counts as unset: a file of settings can keep its line, and
+/// a script can pass on a variable that it does not have.
+#[must_use]
+pub fn ignore_empty_variables(command: clap::Command) -> clap::Command {
+    let unset = |argument: clap::Arg| {
+        let is_empty = |name| std::env::var_os(name).is_some_and(|value| value.is_empty());
+        if argument.get_env().is_some_and(is_empty) { argument.env(Resettable::Reset) } else { argument }
+    };
+    command.mut_args(unset).mut_subcommands(ignore_empty_variables)
+}
+
 /// All errors of the arguments, one sentence each.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("; "))]
@@ -73,7 +86,8 @@ impl NatsArgs {
     /// # Errors
     /// [`InvalidNatsArgs`] with all errors.
     pub fn resolve(&self) -> Result<NatsOptions, InvalidNatsArgs> {
-        self.resolve_with(std::env::var("NATS_URL").ok().as_deref())
+        let nats_url = std::env::var("NATS_URL").ok().filter(|url| !url.is_empty());
+        self.resolve_with(nats_url.as_deref())
     }
 
     fn resolve_with(&self, nats_url: Option<&str>) -> Result<NatsOptions, InvalidNatsArgs> {

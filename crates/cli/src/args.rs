@@ -12,7 +12,7 @@ use clap::builder::FalseyValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgGroup, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use dormouse_bus::args::NatsArgs;
+use dormouse_bus::args::{NatsArgs, ignore_empty_variables};
 use dormouse_protocol::{MessageId, Prefix, Seq, Subject};
 
 pub use self::configure::Configure;
@@ -460,7 +460,7 @@ impl Cli {
     /// # Errors
     /// The errors of clap, which include `--help` and `--version`.
     pub fn read(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
-        let matches = Self::definition().try_get_matches_from(line)?;
+        let matches = ignore_empty_variables(Self::definition()).try_get_matches_from(line)?;
         let mut cli = Self::from_arg_matches(&matches)?;
         cli.global.connection_flags = connection_flags(&matches);
         match cli.global.connection_flags.first() {

@@ -58,10 +58,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
         return Err(dev::child::run_child(arguments));
     }
     // The user sees warnings of libraries. The variable enables more.
-    let filter = std::env::var("DORMOUSE_LOG").unwrap_or_else(|_| "warn".to_owned());
+    let filter = std::env::var("DORMOUSE_LOG").ok().filter(|filter| !filter.is_empty());
+    let filter = filter.as_deref().unwrap_or("warn");
     // With `--json`, standard error is also for programs.
     let format = if cli.global.json { LogFormat::Json } else { LogFormat::Text };
-    logging::init(format, &filter).map_err(|error| Failure::usage(format!("DORMOUSE_LOG: {error}")))?;
+    logging::init(format, filter).map_err(|error| Failure::usage(format!("DORMOUSE_LOG: {error}")))?;
     // One thread: this is faster for a client, and `dev` needs it (see `dev::child`).
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

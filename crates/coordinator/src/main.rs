@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
 use dormouse_bus::Bus;
 use dormouse_bus::nats::{NatsBus, install_tls_provider};
 use dormouse_coordinator::Coordinator;
@@ -14,7 +13,7 @@ use dormouse_coordinator::data_dir::{CoordinatorDataDir, CoordinatorDataDirError
 use dormouse_coordinator::metrics::CoordinatorMetrics;
 use dormouse_coordinator::settings::Settings;
 use dormouse_coordinator::store::sled_store::{OpenError, SledStore};
-use dormouse_daemon::start::{configure, reject_settings, run_program, run_to_end};
+use dormouse_daemon::start::{configure, read_args, reject_settings, run_program, run_to_end};
 use dormouse_daemon::{ExitReason, MetricsListener, StopSignals};
 use dormouse_metrics::system::DiskRoom;
 use dormouse_runtime::{Env, Tasks};
@@ -30,7 +29,7 @@ fn main() -> ExitCode {
 
 fn program() -> ExitReason {
     install_tls_provider();
-    let resolved = Settings::resolve(&Args::parse());
+    let resolved = Settings::resolve(&read_args::<Args>());
     let settings = match configure(PROGRAM, resolved, |settings| (settings.log_format, &settings.log)) {
         Ok(settings) => settings,
         Err(exit) => return exit,

@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::{CommandFactory, FromArgMatches};
+use dormouse_bus::args::ignore_empty_variables;
 use dormouse_runtime::logging::{self, LogFormat};
 use tokio::runtime::Builder;
 
@@ -48,6 +50,14 @@ pub fn run_program(program: impl FnOnce() -> ExitReason) -> ExitCode {
 pub fn end_process(reason: ExitReason) -> ! {
     logging::flush();
     std::process::exit(reason as i32)
+}
+
+/// The command line of a daemon. A variable without a value counts as unset. `--help`, and a line that is not
+/// understood, end the process.
+#[must_use]
+pub fn read_args<A: CommandFactory + FromArgMatches>() -> A {
+    let matches = ignore_empty_variables(A::command()).get_matches();
+    A::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut A::command()).exit())
 }
 
 /// Tells the user of the command line that the settings of `program` are invalid.

@@ -124,7 +124,7 @@ pub struct Args {
     #[arg(long, env = "DORMOUSE_MAX_LOCAL_BYTES", value_name = "BYTES", help_heading = "Server")]
     pub max_local_bytes: Option<String>,
 
-    /// Time without a request after which a subject closes
+    /// Time without a request after which a subject closes, at least 1s
     #[arg(
         long,
         env = "DORMOUSE_IDLE_CLOSE",

@@ -7,11 +7,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use descriptors::OpenSubjects;
 use dormouse_bucket::{MeteredBucket, ObjectStoreBucket, RaceProbe, open_bucket, probe, probe_races};
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
-use dormouse_daemon::start::{configure, end_process, reject_settings, run_program, run_to_end};
+use dormouse_daemon::start::{configure, end_process, read_args, reject_settings, run_program, run_to_end};
 use dormouse_daemon::{ExitReason, MetricsListener};
 use dormouse_engine::{Engine, EngineOpenError, EngineSettings, PreparedEngine};
 use dormouse_metrics::system::DiskRoom;
@@ -35,7 +34,7 @@ fn main() -> ExitCode {
 
 fn program() -> ExitReason {
     install_tls_provider();
-    let resolved = Settings::resolve(&Args::parse());
+    let resolved = Settings::resolve(&read_args::<Args>());
     let settings = match configure(PROGRAM, resolved, |settings| (settings.log_format, &settings.log)) {
         Ok(settings) => settings,
         Err(exit) => return exit,

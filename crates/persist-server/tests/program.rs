@@ -7,6 +7,10 @@ use dormouse_engine::data_dir::DataDir;
 use tempfile::TempDir;
 
 fn run(arguments: &[&str]) -> Output {
+    program(arguments).output().unwrap()
+}
+
+fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dormouse-persist-server"));
     // Variables of the test environment must not configure this server.
     for (name, _) in std::env::vars_os() {
@@ -15,7 +19,8 @@ fn run(arguments: &[&str]) -> Output {
         }
     }
     // No server listens on the discard port. A program that starts up to here waits for NATS; no test here gets so far.
-    command.args(["--nats", "nats://127.0.0.1:9"]).args(arguments).output().unwrap()
+    command.args(["--nats", "nats://127.0.0.1:9"]).args(arguments);
+    command
 }
 
 fn ends(arguments: &[&str], code: i32, words: &[&str]) {
@@ -50,6 +55,20 @@ fn server_exits_2_and_names_each_invalid_setting() {
     let (_folder, bucket, data) = folders();
     let usual = ["--name", "a", "--bucket", &bucket, "--data-dir", &data];
     ends(&[usual.as_slice(), &["--log", "a=b=c"]].concat(), 2, &["--log"]);
+}
+
+/// A variable without a value counts as unset: a required setting is missing, and another one has its default.
+#[test]
+fn settings_variable_without_value_counts_as_unset() {
+    let mut program = program(&["--bucket", "file:///nowhere"]);
+    for name in ["NAME", "DATA_DIR", "CAPACITY", "MAX_OPEN", "METRICS_LISTEN", "TENANT_ACCOUNTS", "NATS_USER"]
+    {
+        program.env(format!("DORMOUSE_{name}"), "");
+    }
+    let output = program.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let faults: Vec<&str> = stderr.lines().skip(1).map(str::trim).collect();
+    assert_eq!(faults, ["--name is missing", "--data-dir is missing"]);
 }
 
 /// The program exits with code 3 if the bucket cannot be used.
