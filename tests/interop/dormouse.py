@@ -168,14 +168,18 @@ class Dormouse:
 
     async def get_all(self, subject, **fields):
         """All messages of a range, page by page, and the position of the first page."""
-        messages, position = [], None
+        messages, position, bounds = [], None, dict(fields)
         while True:
-            page = await self.call("get_all", subject, **fields)
+            page = await self.call("get_all", subject, **bounds)
             position = position or page["position"]
+            if page["position"]["term"] != position["term"]:
+                # Only pages of one term lead to a state: this one begins again.
+                messages, position, bounds = [], None, dict(fields)
+                continue
             messages += page.get("messages", [])
             if page.get("cursor") is None:
                 return messages, position
-            fields["end_seq" if fields.get("reverse") else "start_seq"] = page["cursor"]
+            bounds["end_seq" if fields.get("reverse") else "start_seq"] = page["cursor"]
 
     async def upload(self, subject, value, **fields):
         """Section 5, values of any size: an upload in chunks, then one set with the other fields."""
@@ -257,20 +261,25 @@ class State:
             message = content["message"]
             if content.get("replaces") is not None:
                 self.messages.pop(content["replaces"], None)
-            key = message.get("key")
-            if key is not None:
-                for seq in [seq for seq, held in self.messages.items() if held.get("key") == key]:
-                    del self.messages[seq]
+            self.drop_key(message.get("key"))
             self.messages[message["seq"]] = message
         elif kind == "delete":
+            # A key that was overwritten and then deleted is named with its last seq, which this copy may never have had.
             for removed in content["removed"]:
                 self.messages.pop(removed["seq"], None)
+                self.drop_key(removed.get("key"))
         elif kind == "delete_all":
             for seq in [seq for seq in self.messages if seq <= content["end_seq"]]:
                 del self.messages[seq]
         elif kind == "configure":
             self.config = content["config"]
         # Unknown kinds are ignored.
+
+    def drop_key(self, key):
+        """Removes the message under a key. A message without a key has none to remove."""
+        if key is not None:
+            for seq in [seq for seq, held in self.messages.items() if held.get("key") == key]:
+                del self.messages[seq]
 
 
 class Watcher:
@@ -317,13 +326,16 @@ class Watcher:
     async def fill(self):
         """Reads the missed changes, or everything after a resync."""
         self.filled += 1
+        term = None
         while True:
             page = await self.client.call("changes", self.subject, after=self.state.position, limit=3)
-            if page.get("resync"):
+            # Only pages of one term lead to a state.
+            if page.get("resync") or term not in (None, page["position"]["term"]):
                 messages, position = await self.client.get_all(self.subject)
                 self.state.messages = {message["seq"]: message for message in messages}
-                self.state.position = position
+                self.state.position, term = position, position["term"]
                 continue
+            term = page["position"]["term"]
             for change in page.get("changes", []):
                 self.state.take(change)
             self.state.position = page["position"]

@@ -474,6 +474,19 @@ async def watcher_refetches_a_gap_and_a_lost_last_event(fleet):
     assert sorted(message["key"] for message in watcher.state.messages.values()) == ["b", "c"]
 
 
+@check
+async def watcher_without_the_events_of_an_overwrite_and_a_delete_drops_the_key(fleet):
+    client, subject = fleet.client, fleet.subject("gone")
+    watcher = await Watcher.begin(client, subject)
+    (first,) = await client.set(subject, {"key": "a", "value": b"1"})
+    await watcher.follow(first)
+    await client.set(subject, {"key": "b", "value": b"2"}, {"key": "a", "value": b"3"})
+    await client.call("delete", subject, keys=["a"])
+    # None of these events arrives here.
+    await watcher.fill()
+    assert [message["key"] for message in watcher.state.messages.values()] == ["b"]
+
+
 # ── Sections 3, 7 and 9: finding the server, the fleet, health, discovery ────────────────────────────────────────────
 
 
