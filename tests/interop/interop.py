@@ -421,7 +421,7 @@ async def destroyed_subject_continues_the_numbering(fleet):
     assert (again["position"], again["duplicate"]) == (destroyed, True), "a destroy must execute once"
     assert (await client.call("info", subject))["count"] == 1
     before_it = {"session": request["session"], "counter": request["counter"] - 1}
-    await refused("indeterminate", client.call("set", subject, sets=[{"value": b"late"}], request=before_it))
+    await refused("forgotten", client.call("set", subject, sets=[{"value": b"late"}], request=before_it))
 
 
 # ── Section 6: events ────────────────────────────────────────────────────────────────────────────────────────────────

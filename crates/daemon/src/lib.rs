@@ -10,7 +10,7 @@
 //! | [`start`] | logging, the async runtime, the exit codes |
 //! | [`stop`] | [`StopSignals`]: SIGTERM and SIGINT |
 //!
-//! The crate decides nothing about requests, and writes no log lines: the target of a log line names its program.
+//! The crate decides nothing about requests.
 
 pub mod args;
 pub mod figures;
