@@ -5,9 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormouse_client::{Client, Kv, Subject};
 use dormouse_runtime::Env;
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{StreamExt, TryStreamExt};
 
 /// The interval at which the polite tenant starts a get and a set.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -31,6 +31,8 @@ pub enum PoliteExtra {
     LookUps,
     /// A get from a subject that is dormant at first, in every tenth interval.
     DormantReads,
+    /// A read of all messages, in each interval.
+    Pages,
 }
 
 /// The tenant: the user `bob`.
@@ -147,7 +149,22 @@ impl PoliteTenant {
                 Some(self.get(&store.expect("a valid subject name"), 0))
             }
             PoliteExtra::DormantReads => None,
+            PoliteExtra::Pages => Some(self.read_all(number)),
         }
+    }
+
+    fn read_all(&self, number: u64) -> Call {
+        let (store, env) = (self.store.clone(), self.env.clone());
+        Box::pin(async move {
+            let began = env.boot();
+            let entries: Result<Vec<_>, _> = store.entries("").try_collect().await;
+            let outcome = match entries.map(|entries| entries.len() as u64) {
+                Ok(KEYS) => Ok(()),
+                Ok(found) => Err(format!("get_all {number}: {found} of {KEYS} messages")),
+                Err(error) => Err(format!("get_all {number}: {error}")),
+            };
+            (env.boot().saturating_sub(began), outcome)
+        })
     }
 
     fn get(&self, store: &Kv, number: u64) -> Call {

@@ -149,6 +149,7 @@ impl Trial {
         let extra = match self.aggressor {
             Aggressor::UnknownLookups => PoliteExtra::LookUps,
             Aggressor::DormantReads => PoliteExtra::DormantReads,
+            Aggressor::GetAllFlood => PoliteExtra::Pages,
             _ => PoliteExtra::Nothing,
         };
         let mut polite = PoliteTenant::new(bob(fleet).await?, extra, Env::system()).await?;
