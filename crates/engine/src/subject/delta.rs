@@ -37,6 +37,9 @@ pub(super) struct DeltaWriter<'a> {
     /// Encoded bytes that are not in the file.
     kept: Vec<u8>,
     file: Option<OutgoingFile>,
+    /// Of the bytes that were given to the file. The local disk may return others.
+    digest: Crc64Digest,
+    size_bytes: u64,
 }
 
 /// The local file of a delta. A drop removes it.
@@ -56,7 +59,15 @@ impl<'a> DeltaWriter<'a> {
     /// Begins a delta of entries that follow `after`.
     pub(super) fn new(shared: &'a EngineShared, subject: &'a Subject, after: Rev) -> Self {
         let (encoder, head) = DeltaEncoder::new(subject, after);
-        Self { shared, subject, encoder, kept: head.into(), file: None }
+        Self {
+            shared,
+            subject,
+            encoder,
+            kept: head.into(),
+            file: None,
+            digest: Crc64Digest::new(),
+            size_bytes: 0,
+        }
     }
 
     /// Adds the next entry.
@@ -90,7 +101,8 @@ impl<'a> DeltaWriter<'a> {
         let put = self.shared.bucket.put_file(key, &outgoing.path, HeaderPatch::None).await;
         // To remove a large file takes time.
         self.shared.env.blocking(move || drop(outgoing)).await;
-        put.map_err(|error| ErrorReply::from(&error))
+        let uploaded = put.map_err(|error| ErrorReply::from(&error))?;
+        check_uploaded(FileSummary { size_bytes: self.size_bytes, crc64: self.digest.finish() }, uploaded)
     }
 
     async fn create(self, key: &BucketKey) -> Result<FileSummary, ErrorReply> {
@@ -110,6 +122,8 @@ impl<'a> DeltaWriter<'a> {
     /// Writes what is kept to the file.
     async fn write(&mut self) -> Result<(), ErrorReply> {
         let bytes = std::mem::take(&mut self.kept);
+        self.digest.update(&bytes);
+        self.size_bytes += bytes.len() as u64;
         let mut file = self.file.take();
         let path = self.shared.data.reclaim_file(self.subject, Nonce::new(self.shared.env.ulid()));
         let written = self.shared.env.blocking(move || {
@@ -126,6 +140,18 @@ impl<'a> DeltaWriter<'a> {
         })?;
         Ok(())
     }
+}
+
+/// Checks that the uploaded bytes are those that were written to the local file. Otherwise no manifest may refer to the
+/// object.
+fn check_uploaded(written: FileSummary, uploaded: FileSummary) -> Result<FileSummary, ErrorReply> {
+    if uploaded == written {
+        return Ok(uploaded);
+    }
+    let FileSummary { size_bytes, crc64 } = uploaded;
+    let text = format!("the local disk changed a delta: {size_bytes} bytes with checksum {crc64} were read");
+    let FileSummary { size_bytes, crc64 } = written;
+    Err(ErrorReply::unavailable(format!("{text}, {size_bytes} bytes with checksum {crc64} were written")))
 }
 
 fn unwritten() -> ErrorReply {
@@ -210,5 +236,21 @@ impl<'a> DeltaReader<'a> {
 
     fn damaged(&self, fault: dormouse_format::DecodeFault) -> RestoreError {
         RestoreError::Failed(fault.of(&self.key).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// If the local disk returns other bytes of a delta than were written, the upload counts as failed.
+    #[test]
+    fn delta_changed_by_local_disk_is_refused() {
+        let summary = |bytes: &[u8]| FileSummary { size_bytes: bytes.len() as u64, crc64: Crc64::of(bytes) };
+        assert_eq!(check_uploaded(summary(b"entries"), summary(b"entries")), Ok(summary(b"entries")));
+        for changed in [&b"entrief"[..], b"entrie", b""] {
+            let error = check_uploaded(summary(b"entries"), summary(changed)).unwrap_err();
+            assert!(error.message.starts_with("the local disk changed a delta"), "{error:?}");
+        }
     }
 }
