@@ -1,14 +1,35 @@
 //! Health and metrics over the bus.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_protocol::Prefix;
 use dormouse_protocol::health::Health;
-use dormouse_runtime::Tasks;
+use dormouse_runtime::{Lock, Tasks};
 
 use crate::fixed_replies::{FixedReply, serve_fixed_reply};
 use crate::{Bus, InboxPrefixes, SubscribeError};
+
+/// How long health reports dropped messages as a problem.
+pub const DROPPED_RECENTLY: Duration = Duration::from_secs(5 * 60);
+
+/// When messages were last dropped, as far as looks at their number have seen it: each look compares the number with that
+/// of the look before.
+#[derive(Debug, Default)]
+pub struct RecentDrops(Lock<(u64, Option<Duration>)>);
+
+impl RecentDrops {
+    /// Notes the number of drops since the start of the process at `now`, a time since any fixed point. Returns whether it
+    /// has grown within [`DROPPED_RECENTLY`].
+    pub fn note(&self, number: u64, now: Duration) -> bool {
+        let mut last = self.0.lock();
+        if number > last.0 {
+            *last = (number, Some(now));
+        }
+        last.1.is_some_and(|at| now.saturating_sub(at) < DROPPED_RECENTLY)
+    }
+}
 
 /// Replies on `<prefix>.health` and `<prefix>.health.<name>` with the current `health`, until the stop signal of
 /// `tasks` is given or the bus is closed. `inbox_prefixes` as in [`ServeOptions`](crate::ServeOptions::inbox_prefixes).

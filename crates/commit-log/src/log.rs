@@ -50,7 +50,7 @@ pub use append_progress::{AppendProgress, DurabilityStage};
 pub use handle::Log;
 pub use instruments::LogInstruments;
 pub use sealed::{
-    SealedLog, SealedLogs, SlotUse, TailError, read_own_tail, read_own_tail_above_file, read_tail,
+    SealedLog, SealedLogs, SlotUse, TailError, TailReader, read_own_tail, read_own_tail_above_file, read_tail,
 };
 pub use settings::LogSettings;
 pub use tails::SubjectTail;

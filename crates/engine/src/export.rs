@@ -4,7 +4,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use dormouse_bucket::{Bucket, BucketError};
-use dormouse_commit_log::log::{TailError, read_tail};
+use dormouse_commit_log::log::read_tail;
 use dormouse_format::keys::{ManifestNumber, SubjectKeys};
 use dormouse_format::manifest::{Manifest, ManifestError};
 use dormouse_protocol::{ErrorReply, Position, Seq, Subject};
@@ -13,7 +13,7 @@ use dormouse_subject_state::database::{Database, remove_files};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use crate::api::TenantId;
-use crate::subject::restore::{RestoreError, Restorer, highest_rev};
+use crate::subject::restore::{RestoreError, Restorer};
 use crate::values::{self, FetchError, MAX_WHOLE_VALUE_BYTES};
 
 /// Number of attempts if newer bases replace the objects during the read.
@@ -61,6 +61,13 @@ enum Attempt {
 impl<E: Into<ExportError>> From<E> for Attempt {
     fn from(error: E) -> Self {
         Self::Failed(error.into())
+    }
+}
+
+fn attempt(error: impl Into<RestoreError>) -> Attempt {
+    match error.into() {
+        RestoreError::Missing(object) => Attempt::Missing(object),
+        RestoreError::Failed(reply) => reply.into(),
     }
 }
 
@@ -131,24 +138,23 @@ async fn newest(bucket: &dyn Bucket, subject: &Subject) -> Result<Option<Manifes
 
 async fn copy(restorer: &mut Restorer<'_>, manifest: &Manifest) -> Result<Position, Attempt> {
     let (bucket, subject) = (restorer.bucket, restorer.subject);
-    let tail = if manifest.released {
-        Vec::new()
-    } else {
+    let mut tail = None;
+    if !manifest.released {
         let read = read_tail(bucket, &manifest.owner, subject, manifest.first_slot, manifest.base_rev);
-        read.await.map_err(|error| match error {
-            TailError::Missing { object } => Attempt::Missing(object),
-            TailError::Failed(reply) => reply.into(),
-        })?
-    };
-    if manifest.snapshot.is_none() && manifest.deltas.is_empty() && tail.is_empty() {
-        return Err(ExportError::NotFlushed(subject.clone()).into());
+        tail = Some(read.await.map_err(attempt)?);
     }
-    restorer.restore(Some(manifest), highest_rev(manifest.base_rev, &tail), tail).await.map_err(|error| {
-        match error {
-            RestoreError::Missing(object) => Attempt::Missing(object),
-            RestoreError::Failed(reply) => reply.into(),
+    if manifest.snapshot.is_none() && manifest.deltas.is_empty() {
+        let is_empty = match &mut tail {
+            Some(tail) => tail.is_at_end().await.map_err(attempt)?,
+            None => true,
+        };
+        if is_empty {
+            return Err(ExportError::NotFlushed(subject.clone()).into());
         }
-    })?;
+    }
+    // Without a local file, the end of the log need not be known before.
+    let restored = restorer.restore(Some(manifest), manifest.base_rev, tail.as_mut(), None);
+    restored.await.map_err(attempt)?;
     embed_values(restorer).await?;
     let Some(database) = restorer.database.take() else {
         return Err(ErrorReply::internal("the export has no file").into());

@@ -169,15 +169,23 @@ pub enum BaseKind {
 /// Minimum size that a snapshot counts for, in bytes: the file of an empty state has about this size.
 const SMALLEST_SNAPSHOT_BYTES: u64 = 64 * 1_024;
 
-/// The kind of the next base after `manifest`, with `tail_bytes` of entries above it. It is a delta while the deltas
-/// together stay under a quarter of the snapshot's size and are not too many. `None`: the subject is new.
+/// The kind of the base that an owner makes after `manifest`, with `tail_bytes` of entries above it. It is a delta while the
+/// deltas together stay under a quarter of the snapshot's size and are not too many.
 #[must_use]
-pub fn base_kind(manifest: Option<&Manifest>, tail_bytes: u64) -> BaseKind {
-    let deltas = manifest.map_or(&[][..], |manifest| &manifest.deltas);
-    let snapshot = manifest.and_then(|manifest| manifest.snapshot).map_or(0, |snapshot| snapshot.size_bytes);
+pub fn base_kind(manifest: &Manifest, tail_bytes: u64) -> BaseKind {
+    let deltas = &manifest.deltas;
+    let snapshot = manifest.snapshot.map_or(0, |snapshot| snapshot.size_bytes);
     let deltas_bytes = deltas.iter().map(|delta| delta.size_bytes).fold(tail_bytes, u64::saturating_add);
     let small = deltas_bytes <= snapshot.max(SMALLEST_SNAPSHOT_BYTES) / 4;
     if small && deltas.len() < MAX_DELTAS { BaseKind::Delta } else { BaseKind::Snapshot }
+}
+
+/// The kind of the base that a claim makes after `manifest`: a delta of any size, unless there are too many. `None`: the
+/// subject is new.
+#[must_use]
+pub fn claim_base_kind(manifest: Option<&Manifest>) -> BaseKind {
+    let deltas = manifest.map_or(0, |manifest| manifest.deltas.len());
+    if deltas < MAX_DELTAS { BaseKind::Delta } else { BaseKind::Snapshot }
 }
 
 /// The terms that a state rebuilt from `manifest` knows besides those in its snapshot, ascending: the state must add

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use dormouse_bus::health::{DROPPED_RECENTLY, RecentDrops};
 use dormouse_bus::{Bus, EndpointStats};
 use dormouse_engine::{Engine, EngineMetrics};
 use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_protocol::tenant::BusyTenant;
 use dormouse_protocol::{LogId, Op};
-use dormouse_runtime::{Env, Lock};
+use dormouse_runtime::Env;
 
 use crate::admission::{Admission, REFUSALS_PER_SECOND};
 use crate::authority::LeaseView;
@@ -19,9 +20,6 @@ use crate::handover_task::HandoverMetrics;
 use crate::liveness::StallCause;
 use crate::progress::DataProgress;
 use crate::requests::OpStats;
-
-/// How long health reports dropped events and dropped requests as a problem.
-const DROPPED_RECENTLY: Duration = Duration::from_secs(5 * 60);
 
 /// Age of the oldest unshipped change above which health reports a problem.
 const UNSHIPPED_LONG: Duration = Duration::from_secs(5);
@@ -117,22 +115,6 @@ impl Drops {
     /// Requests, orders and replies that a full queue dropped.
     fn requests(self) -> u64 {
         self.library + self.subscriptions + self.control + self.replies
-    }
-}
-
-/// When requests or replies were last dropped, as far as the health, the heartbeats and the scrapes have seen it: each
-/// look compares the number with that of the look before.
-#[derive(Debug, Default)]
-pub(crate) struct RecentDrops(Lock<(u64, Option<Duration>)>);
-
-impl RecentDrops {
-    /// Notes the number of drops at `now`, and returns whether it has grown within [`DROPPED_RECENTLY`].
-    pub(crate) fn note(&self, number: u64, now: Duration) -> bool {
-        let mut last = self.0.lock();
-        if number > last.0 {
-            *last = (number, Some(now));
-        }
-        last.1.is_some_and(|at| now.saturating_sub(at) < DROPPED_RECENTLY)
     }
 }
 

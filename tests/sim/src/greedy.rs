@@ -34,6 +34,9 @@ const POLITE_INTERVAL: Duration = Duration::from_millis(200);
 /// After this number of intervals, the polite tenant writes to a new subject.
 const CREATE_EVERY: u64 = 10;
 
+/// After this number of intervals, the polite tenant reads all messages of its store, page by page.
+const PAGES_EVERY: u64 = 2;
+
 /// The deadline of a request of the aggressor.
 const GREEDY_DEADLINE: Duration = Duration::from_secs(4);
 
@@ -86,7 +89,8 @@ impl Tenant {
         Ok((client, bus))
     }
 
-    /// Reads and writes a store, and creates subjects, until `stop` is requested. Adds every call that fails to `failed`.
+    /// Reads and writes a store, message by message and in pages, and creates subjects, until `stop` is requested. Adds
+    /// every call that fails to `failed`.
     ///
     /// # Errors
     /// If the connection is closed at once.
@@ -106,6 +110,9 @@ impl Tenant {
             if number.is_multiple_of(CREATE_EVERY) {
                 let new = client.kv(&format!("polite.new{}", number / CREATE_EVERY))?;
                 outcomes.push(("create", new.put("k", self.value(number, 101)).await.map(drop)));
+            }
+            if number.is_multiple_of(PAGES_EVERY) {
+                outcomes.push(("get_all", store.entries("").all().await.map(drop)));
             }
             for (call, outcome) in outcomes {
                 match outcome {

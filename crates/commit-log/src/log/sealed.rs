@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dormouse_bucket::{Bucket, BucketError, CreateOutcome, create_once};
-use dormouse_format::entry::LogEntry;
 use dormouse_format::index::LogIndex;
 use dormouse_format::keys::{LogKeys, Nonce};
 use dormouse_format::segment::{self, IndexLine, NO_PREVIOUS, SlotHeader, SlotKind};
@@ -25,7 +24,7 @@ use super::seal::{SealEffect, SealInput, SealMachine, SealedSlotRead};
 use crate::recovery::SealLog;
 
 pub(super) use read::read_header;
-pub use read::{TailError, read_own_tail, read_own_tail_above_file, read_tail};
+pub use read::{TailError, TailReader, read_own_tail, read_own_tail_above_file, read_tail};
 
 /// Time limit for a definite result of a seal create.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -279,21 +278,13 @@ impl SealedLog {
         Some((subject, held))
     }
 
-    /// The entries of a subject above `base`, from `first_slot` on, in order and without a gap.
-    ///
-    /// Cancelling the call has no effect.
-    ///
-    /// # Errors
-    /// [`TailError::Missing`] when an object that the index names is missing: then a newer manifest no longer needs it.
-    pub async fn tail(
-        &self,
-        subject: &Subject,
-        first_slot: Slot,
-        base: Rev,
-    ) -> Result<Vec<LogEntry>, TailError> {
+    /// Reads the entries of a subject above `base`, from `first_slot` on. If an object that the index names is missing, a
+    /// newer manifest no longer needs it.
+    #[must_use]
+    pub fn tail(&self, subject: &Subject, first_slot: Slot, base: Rev) -> TailReader<'_> {
         let lines = self.index.lines_of(subject).into_iter();
         let needed = lines.filter(|(slot, line)| *slot >= first_slot && line.last_rev >= base).collect();
-        read::read_blocks(self.bucket.as_ref(), &self.log, needed, base).await
+        TailReader::of_lines(self.bucket.as_ref(), self.log.clone(), needed, base)
     }
 
     /// Deletes a slot that no manifest needs. It never deletes the seal or a slot above it.

@@ -26,6 +26,9 @@ use super::{Append, StartLogError};
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// A segment with more bytes of entries is encoded on the blocking pool.
+const MAX_INLINE_BYTES: usize = 64 * 1_024;
+
 /// Creates the first object of a log.
 pub(super) async fn create_first_slot(
     log: &LogId,
@@ -92,9 +95,7 @@ fn next(shared: &LogShared) -> ShipStep {
 async fn put(shared: &LogShared, Segment { slot, appends }: Segment, previous: Crc64) -> Option<Crc64> {
     let nonce = Nonce::new(shared.env.ulid());
     let header = SlotHeader { kind: SlotKind::Data, log: shared.id.clone(), slot, nonce, previous };
-    let step = shared.instruments.steps.start(&shared.env, StepKind::EncodeSegment);
-    let EncodedSlot { bytes, checksum, .. } = segment::encode(&header, blocks(appends));
-    drop(step);
+    let EncodedSlot { bytes, checksum, .. } = encode(shared, header, appends).await;
     let size = bytes.len() as u64;
     let over = async {
         tokio::select! {
@@ -122,6 +123,17 @@ async fn put(shared: &LogShared, Segment { slot, appends }: Segment, previous: C
     }
     state.apply_owner_input(OwnerInput::Put { outcome: PutOutcome::Foreign, ready: false }, shared);
     None
+}
+
+/// Encodes a segment. The copy and the checksums of a large one would be a long step: it leaves this thread.
+async fn encode(shared: &LogShared, header: SlotHeader, appends: Vec<Append>) -> EncodedSlot {
+    let bytes: usize = appends.iter().map(|append| append.frames.len()).sum();
+    let (steps, env) = (shared.instruments.steps.clone(), shared.env.clone());
+    let encode = move || {
+        let _step = steps.start(&env, StepKind::EncodeSegment);
+        segment::encode(&header, blocks(appends))
+    };
+    if bytes <= MAX_INLINE_BYTES { encode() } else { shared.env.blocking(encode).await }
 }
 
 fn blocks(appends: Vec<Append>) -> Vec<Block> {

@@ -145,8 +145,18 @@ impl Rig {
 
     pub(super) async fn own_tail(&self, name: &str) -> Vec<LogEntry> {
         let (bucket, first) = (self.bucket.inner().as_ref(), Slot::new(0));
-        read_own_tail(&self.log, bucket, &subject(name), first, Rev::new(0)).await.unwrap()
+        let subject = subject(name);
+        entries(read_own_tail(&self.log, bucket, &subject, first, Rev::new(0))).await.unwrap()
     }
+}
+
+/// All entries of a tail.
+pub(super) async fn entries(mut tail: TailReader<'_>) -> Result<Vec<LogEntry>, TailError> {
+    let mut all = Vec::new();
+    while let Some(entries) = tail.next().await? {
+        all.extend(entries);
+    }
+    Ok(all)
 }
 
 /// Each level is reached at its own stage: acceptance, WAL write, WAL sync or segment upload.

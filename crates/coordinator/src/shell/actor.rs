@@ -227,6 +227,7 @@ impl Actor {
         }
         let locates = self.inbox.locate_counts();
         self.status.set_active(&self.machine, self.window.assigned(), locates, &self.endpoints);
+        self.status.note_drops(self.inbox.other_drops(&*self.bus));
         Ok(())
     }
 

@@ -159,6 +159,11 @@ impl RequestInbox {
         self.locate.counts()
     }
 
+    /// The messages other than look-ups that subscriptions of `bus` have dropped.
+    pub(super) fn other_drops(&self, bus: &dyn Bus) -> u64 {
+        bus.drops().subscriptions.saturating_sub(self.locate.counted_drops())
+    }
+
     /// Waits until a request has arrived. False if none can arrive any more. Cancelling the wait loses no request.
     pub(super) async fn arrival(&mut self) -> bool {
         if !self.deferred.is_empty() {

@@ -38,6 +38,11 @@ impl LocateInbox {
         Ok(Self { requests, arrived: Vec::new(), queue, rule, counted_drops: 0 })
     }
 
+    /// The look-ups that the subscription has dropped, as of the last batch. They are in the [counts](Self::counts), too.
+    pub(super) const fn counted_drops(&self) -> u64 {
+        self.counted_drops
+    }
+
     pub(super) fn facts(&self, prefix: &Prefix) -> EndpointFacts {
         EndpointFacts {
             name: "locate",

@@ -1,11 +1,13 @@
 //! The public status of the coordinator: health, and the NATS services API.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
+use dormouse_bus::health::{DROPPED_RECENTLY, RecentDrops, answer_health};
 use dormouse_bus::services::{EndpointDescription, ServiceDescription, announce};
-use dormouse_bus::{EndpointStats, SubscribeError, health::answer_health};
+use dormouse_bus::{EndpointStats, SubscribeError};
 use dormouse_protocol::health::{Health, HealthStatus};
 use dormouse_protocol::{Incarnation, ServerName};
 use dormouse_runtime::{Env, Lock};
@@ -14,9 +16,6 @@ use super::inbox::{EndpointFacts, ListenContext};
 use crate::locate_queue::LocateCounts;
 use crate::machine::{CoordinatorMachine, MemberCounts};
 use crate::metrics::Instruments;
-
-/// How long health reports dropped look-ups.
-const DROPPED_RECENTLY: Duration = Duration::from_secs(5 * 60);
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -58,13 +57,15 @@ pub(super) struct StatusReporter {
     env: Env,
     started: Duration,
     status: Arc<Lock<(Incarnation, CoordinatorStatus)>>,
+    /// The messages other than look-ups that were dropped, and when.
+    drops: Arc<(AtomicU64, RecentDrops)>,
     instruments: Instruments,
 }
 
 impl StatusReporter {
     pub(super) fn new(env: &Env, incarnation: Incarnation, instruments: Instruments) -> Self {
         let status = Arc::new(Lock::new((incarnation, CoordinatorStatus::default())));
-        Self { env: env.clone(), started: env.boot(), status, instruments }
+        Self { env: env.clone(), started: env.boot(), status, drops: Arc::default(), instruments }
     }
 
     /// The newest run.
@@ -102,6 +103,13 @@ impl StatusReporter {
         *self.snapshot() = (machine.incarnation(), status);
     }
 
+    /// Records the messages other than look-ups that were dropped since the start.
+    pub(super) fn note_drops(&self, number: u64) {
+        let (drops, recent) = &*self.drops;
+        drops.store(number, Ordering::Relaxed);
+        recent.note(number, self.env.boot());
+    }
+
     fn snapshot(&self) -> MutexGuard<'_, (Incarnation, CoordinatorStatus)> {
         // The value is replaced as a whole, so it is consistent after a panic elsewhere.
         self.status.lock()
@@ -128,7 +136,20 @@ impl StatusReporter {
     pub(super) fn health(&self) -> Health {
         let (incarnation, status) = self.snapshot().clone();
         let now = self.env.boot();
-        health(&incarnation.to_string(), status, now, now.saturating_sub(self.started))
+        let mut health = health(&incarnation.to_string(), status, now, now.saturating_sub(self.started));
+        let (drops, recent) = &*self.drops;
+        let dropped = drops.load(Ordering::Relaxed);
+        if health.status != HealthStatus::NotServing {
+            health.figures.insert("messages_dropped_total".to_owned(), dropped);
+            if recent.note(dropped, now) {
+                let minutes = DROPPED_RECENTLY.as_secs() / 60;
+                health
+                    .problems
+                    .push(format!("requests dropped within the last {minutes} minutes: a queue was full"));
+                health.status = HealthStatus::Degraded;
+            }
+        }
+        health
     }
 
     /// Starts to answer health requests, until the stop signal of the tasks.

@@ -30,7 +30,7 @@ const KEPT_BYTES: usize = 1_024 * 1_024;
 const PIECE_BYTES: u64 = 4 * 1_024 * 1_024;
 
 /// Encodes a delta, and then uploads it. What does not fit one call goes to a local file first: its size has no limit.
-pub(super) struct DeltaWriter<'a> {
+pub(crate) struct DeltaWriter<'a> {
     shared: &'a EngineShared,
     subject: &'a Subject,
     encoder: DeltaEncoder,
@@ -40,6 +40,8 @@ pub(super) struct DeltaWriter<'a> {
     /// Of the bytes that were given to the file. The local disk may return others.
     digest: Crc64Digest,
     size_bytes: u64,
+    /// The rev of the last entry.
+    reached: Option<Rev>,
 }
 
 /// The local file of a delta. A drop removes it.
@@ -67,7 +69,23 @@ impl<'a> DeltaWriter<'a> {
             file: None,
             digest: Crc64Digest::new(),
             size_bytes: 0,
+            reached: None,
         }
+    }
+
+    /// The rev that the entries lead to; `None` without an entry.
+    pub(super) const fn reached(&self) -> Option<Rev> {
+        self.reached
+    }
+
+    /// Adds the next entries.
+    ///
+    /// Cancelling and errors as for [`push`](Self::push).
+    pub(super) async fn push_all(&mut self, entries: &[LogEntry]) -> Result<(), ErrorReply> {
+        for entry in entries {
+            self.push(entry).await?;
+        }
+        Ok(())
     }
 
     /// Adds the next entry.
@@ -81,6 +99,7 @@ impl<'a> DeltaWriter<'a> {
         if let Some(block) = self.encoder.push(entry, &frame).map_err(ErrorReply::internal)? {
             self.kept.extend_from_slice(&block);
         }
+        self.reached = Some(entry.last_rev());
         if self.kept.len() >= KEPT_BYTES { self.write().await } else { Ok(()) }
     }
 
@@ -156,23 +175,6 @@ fn check_uploaded(written: FileSummary, uploaded: FileSummary) -> Result<FileSum
 
 fn unwritten() -> ErrorReply {
     ErrorReply::internal("a delta without a file")
-}
-
-/// All entries of a delta, in memory: for a delta of limited size.
-///
-/// # Errors
-/// As [`DeltaReader::next`].
-pub(super) async fn read_delta(
-    bucket: &dyn Bucket,
-    subject: &Subject,
-    expected: &DeltaRef,
-) -> Result<Vec<LogEntry>, RestoreError> {
-    let mut reader = DeltaReader::new(bucket, subject, expected);
-    let mut all = Vec::new();
-    while let Some(entries) = reader.next().await? {
-        all.extend(entries);
-    }
-    Ok(all)
 }
 
 /// Reads the entries of a delta in pieces, and checks all bytes against the manifest.

@@ -69,7 +69,9 @@ impl OpenSubject<'_> {
 
     /// Acknowledges the changes that have reached their level, and applies them to the file. Must not be cancelled.
     pub(super) async fn advance(&mut self) -> Result<(), DatabaseError> {
-        self.acknowledge();
+        while self.acknowledge() {
+            tokio::task::yield_now().await;
+        }
         self.apply().await
     }
 

@@ -6,23 +6,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_commit_log::log::{TailError, read_own_tail, read_own_tail_above_file};
-use dormouse_format::entry::LogEntry;
+use dormouse_commit_log::log::{SealedLog, TailReader, read_own_tail, read_own_tail_above_file};
 use dormouse_format::keys::{ManifestNumber, Nonce};
 use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{ErrorCode, ErrorReply, LogId, OverloadCause, Rev, Slot, Subject};
 use dormouse_runtime::fail_point;
 use dormouse_subject_state::database::{Database, FileOwner};
 
+use super::delta::DeltaWriter;
 use super::publish;
-use super::restore::{RestoreError, Restorer, highest_rev, unexpected_effect};
+use super::restore::{RestoreError, Restorer, unexpected_effect};
 use crate::api::TenantId;
 use crate::engine::EngineShared;
 use crate::instruments::{LocalFileUse, OpenKind};
 use crate::open_turns::OpenPermit;
 use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, Restored, TailSource};
 use crate::ownership::local::diverged_above;
-use crate::ownership::{BaseKind, BaseObject, ManifestRead, Verified, base_kind, terms};
+use crate::ownership::{BaseKind, BaseObject, ManifestRead, Verified, claim_base_kind, terms};
 
 pub(crate) use reclaim::reclaim_subject;
 
@@ -162,32 +162,16 @@ pub(crate) async fn newest_manifest(
     }
 }
 
-/// The entries of a subject above `base` in a sealed log, with the stranded writes of this data directory that follow.
-async fn sealed_tail(
+/// Reads the entries of a subject above `base` in a sealed log, and the stranded writes of this data directory that follow.
+fn sealed_tail<'a>(
     shared: &EngineShared,
     subject: &Subject,
-    log: &LogId,
+    sealed: &'a SealedLog,
     first_slot: Slot,
     base: Rev,
-) -> Result<Vec<LogEntry>, TailError> {
-    let sealed = shared.sealed.seal(log).await.map_err(TailError::Failed)?;
-    let mut entries = sealed.tail(subject, first_slot, base).await?;
-    let reached = entries.last().map_or(base, LogEntry::last_rev);
-    let stranded = shared.stranded.entries(subject, log).map_err(|error| TailError::Failed(error.into()))?;
-    entries.extend(stranded.into_iter().filter(|entry| entry.is_above(reached)));
-    Ok(entries)
-}
-
-/// The input of a claim if there is a gap in these entries.
-fn missing_part(subject: &Subject, entries: &[LogEntry]) -> Option<ClaimInput> {
-    let fault = dormouse_format::frame::check_run(entries).err()?;
-    Some(ClaimInput::ObjectMissing { object: format!("a part of the log of {subject} ({fault})") })
-}
-
-/// The size of these entries in a delta, in bytes.
-fn frames_bytes(entries: &[LogEntry]) -> u64 {
-    let frames = entries.iter().map(dormouse_format::frame::encode);
-    frames.map(|frame| frame.map_or(0, |frame| frame.len() as u64)).sum()
+) -> Result<TailReader<'a>, ErrorReply> {
+    let stranded = shared.stranded.entries(subject, sealed.log())?;
+    Ok(sealed.tail(subject, first_slot, base).followed_by(stranded))
 }
 
 fn stranded_not_saved(error: &dyn std::error::Error) -> ErrorReply {
@@ -218,8 +202,8 @@ struct Opener<'a> {
     restorer: Restorer<'a>,
     /// The manifest that the state was restored from.
     base: Option<Manifest>,
-    /// The entries of the tail above its base.
-    above: Vec<LogEntry>,
+    /// The entries of a sealed log above its base, for the claim's delta.
+    copy: Option<DeltaWriter<'a>>,
     /// The log whose stranded writes the state includes.
     stranded_log: Option<LogId>,
     /// How the last restore was done.
@@ -229,7 +213,7 @@ struct Opener<'a> {
 impl<'a> Opener<'a> {
     fn new(shared: &'a Arc<EngineShared>, subject: &'a Subject, tenant: TenantId, path: PathBuf) -> Self {
         let restorer = restorer(shared, subject, tenant, path);
-        Self { shared, restorer, base: None, above: Vec::new(), stranded_log: None, kind: OpenKind::Fresh }
+        Self { shared, restorer, base: None, copy: None, stranded_log: None, kind: OpenKind::Fresh }
     }
 
     async fn perform(&mut self, effect: ClaimEffect) -> Result<ClaimInput, ErrorReply> {
@@ -274,32 +258,24 @@ impl<'a> Opener<'a> {
         let (shared, subject) = (self.shared, self.restorer.subject);
         let base = manifest.as_ref().map_or(Rev::default(), |manifest| manifest.base_rev);
         let first_slot = manifest.as_ref().map_or_else(Default::default, |manifest| manifest.first_slot);
-        self.stranded_log = None;
+        (self.stranded_log, self.copy) = (None, None);
         // Known without the slots, in this process's own log.
         let shipped = shared.log.last_shipped_rev(subject).map_or(base, |rev| rev.max(base));
-        let entries = match &tail {
-            TailSource::None => Vec::new(),
-            TailSource::Own => match self.read_own(manifest.as_ref(), shipped).await {
-                Ok(entries) => entries,
-                Err(TailError::Missing { object }) => return Ok(ClaimInput::ObjectMissing { object }),
-                Err(TailError::Failed(reply)) => return Err(reply),
-            },
+        let sealed;
+        let (mut reader, highest) = match &tail {
+            TailSource::None => (None, base),
+            TailSource::Own => (manifest.as_ref().map(|manifest| self.read_own(manifest, shipped)), shipped),
             TailSource::Sealed(log) => {
-                let entries = match sealed_tail(shared, subject, log, first_slot, base).await {
-                    Ok(entries) => entries,
-                    Err(TailError::Missing { object }) => return Ok(ClaimInput::ObjectMissing { object }),
-                    Err(TailError::Failed(reply)) => return Err(reply),
-                };
+                sealed = shared.sealed.seal(log).await?;
+                let reader = sealed_tail(shared, subject, &sealed, first_slot, base)?;
+                let highest = reader.highest().map_or(base, |highest| highest.max(base));
                 self.stranded_log = Some(log.clone());
-                entries
+                self.copy = Some(DeltaWriter::new(shared, subject, base));
+                (Some(reader), highest)
             }
         };
-        if let Some(missing) = missing_part(subject, &entries) {
-            return Ok(missing);
-        }
-        self.above = entries.iter().filter(|entry| entry.is_above(base)).cloned().collect();
-        let highest = if tail == TailSource::Own { shipped } else { highest_rev(base, &entries) };
-        match self.restorer.restore(manifest.as_ref(), highest, entries).await {
+        let restored = self.restorer.restore(manifest.as_ref(), highest, reader.as_mut(), self.copy.as_mut());
+        match restored.await {
             Ok(file) => self.kind = open_kind(manifest.is_some(), &tail, file),
             Err(RestoreError::Missing(object)) => return Ok(ClaimInput::ObjectMissing { object }),
             Err(RestoreError::Failed(reply)) => return Err(reply),
@@ -307,28 +283,23 @@ impl<'a> Opener<'a> {
         self.base = manifest;
         let database = self.restorer.database.as_ref().ok_or_else(unexpected_effect)?;
         let rev = database.state().rev;
+        let has_copy = self.copy.as_ref().is_some_and(|copy| copy.reached().is_some());
         Ok(ClaimInput::Restored(Restored {
             rev,
             next_seq: database.state().next_seq,
             // A reused file of this process may hold entries that were not read again.
-            above_base: !self.above.is_empty() || (tail == TailSource::Own && rev > base),
+            above_base: has_copy || (tail == TailSource::Own && rev > base),
             first_slot: shared.log.next_slot(),
             nonce: Nonce::new(shared.env.ulid()),
         }))
     }
 
-    /// The entries of this process's own log that the local file lacks, or without a fit one, those above the base.
-    async fn read_own(
-        &mut self,
-        manifest: Option<&Manifest>,
-        shipped: Rev,
-    ) -> Result<Vec<LogEntry>, TailError> {
-        let (shared, subject) = (self.shared, self.restorer.subject);
-        let Some(manifest) = manifest else { return Ok(Vec::new()) };
-        let (log, bucket) = (&shared.log, shared.bucket.as_ref());
+    /// Reads the entries of this process's own log that the local file lacks, or without a fit one, those above the base.
+    fn read_own(&self, manifest: &Manifest, shipped: Rev) -> TailReader<'a> {
+        let (log, bucket, subject) = (&self.shared.log, self.shared.bucket.as_ref(), self.restorer.subject);
         match self.restorer.file_rev(manifest, shipped) {
-            Some(rev) => read_own_tail_above_file(log, bucket, subject, manifest.first_slot, rev).await,
-            None => read_own_tail(log, bucket, subject, manifest.first_slot, manifest.base_rev).await,
+            Some(rev) => read_own_tail_above_file(log, bucket, subject, manifest.first_slot, rev),
+            None => read_own_tail(log, bucket, subject, manifest.first_slot, manifest.base_rev),
         }
     }
 
@@ -339,10 +310,12 @@ impl<'a> Opener<'a> {
             let database = self.restorer.database.as_ref().ok_or_else(unexpected_effect)?;
             (database.state().rev, self.base.as_ref().map_or(Rev::default(), |base| base.base_rev))
         };
-        let bytes = frames_bytes(&self.above);
-        if rev > base && base_kind(self.base.as_ref(), bytes) == BaseKind::Delta {
-            let delta = publish::upload_delta(shared, subject, made_for, base, &self.above).await?;
-            return Ok(BaseObject::Delta(delta));
+        // A delta leads to a rev above the base; only a snapshot holds replies without one.
+        let copy = self.copy.take().filter(|_| rev > base);
+        if let Some(copy) = copy
+            && claim_base_kind(self.base.as_ref()) == BaseKind::Delta
+        {
+            return Ok(BaseObject::Delta(publish::upload_delta(shared, subject, made_for, copy).await?));
         }
         let complete = |database: &mut Database| {
             // A snapshot has no rows of removed messages.

@@ -13,7 +13,7 @@ use dormouse_metrics::{StepKind, StepTimer};
 use dormouse_protocol::message::SubjectConfig;
 use dormouse_protocol::{ErrorCode, ErrorReply, Level, OverloadCause, Rev, Subject};
 use dormouse_runtime::fail_point;
-use dormouse_subject_state::database::{ApplyTransaction, Database, DatabaseError, Slice};
+use dormouse_subject_state::database::{ApplyTransaction, Database, DatabaseError, SLICE_ROWS, Slice};
 use dormouse_subject_state::plan::{self, PendingChanges, PlanContext, PlanResult, SubjectView};
 use tokio::sync::Notify;
 
@@ -107,6 +107,8 @@ pub(super) struct AckedChanges {
     /// Replies that changed nothing and depend on the state: like reads, they need a confirmed lease or a
     /// barrier.
     pub(super) state_replies: Vec<(Respond, SubjectResult)>,
+    /// More changes are ready, for the next slice.
+    pub(super) has_more: bool,
 }
 
 /// The pending changes of one subject.
@@ -476,8 +478,8 @@ impl Pipeline {
         }
     }
 
-    /// Announces and acknowledges every change that has reached its level, in order of rev. The next reader
-    /// of the file has to [apply](Self::begin_apply) them first.
+    /// Announces and acknowledges changes that have reached their level, in order of rev: a slice, or one change with more
+    /// operations than a slice. The next reader of the file has to [apply](Self::begin_apply) them first.
     pub(super) fn acknowledge_ready(
         &mut self,
         shared: &EngineShared,
@@ -488,7 +490,8 @@ impl Pipeline {
         let step = (!self.is_acknowledged()).then(|| shared.step(StepKind::Acknowledge));
         self.note_shipped();
         self.answer_awaiting_bucket(shared);
-        let ready = self.ready(shared);
+        let (ready, has_more) = self.ready(shared);
+        acked.has_more = has_more;
         if ready > 0 {
             fail_point!(LevelReached);
             let now = step.as_ref().map_or_else(|| shared.env.boot(), StepTimer::started);
@@ -572,10 +575,10 @@ impl Pipeline {
         }
     }
 
-    /// How many steps, from the first, can be acknowledged now.
-    fn ready(&self, shared: &EngineShared) -> usize {
+    /// How many steps, from the first, the next slice acknowledges, and whether more are ready.
+    fn ready(&self, shared: &EngineShared) -> (usize, bool) {
         if self.steps.is_empty() {
-            return 0;
+            return (0, false);
         }
         // A change that a successor could not see must not be acknowledged: the successor might already be
         // serving.
@@ -586,7 +589,16 @@ impl Pipeline {
             let progress = change.progress.as_ref();
             progress.is_some_and(|progress| matches!(progress.reached(level), Some(Ok(()))))
         };
-        self.steps.iter().take_while(is_ready).count()
+        let operations =
+            |step: &PipelineStep| step.change.as_ref().map_or(0, |change| change.entry.operations.len());
+        let mut slice = 0;
+        let fits = |step: &&PipelineStep| {
+            let fits = slice == 0 || slice + operations(step) <= SLICE_ROWS;
+            slice += operations(step);
+            fits
+        };
+        let count = self.steps.iter().take_while(is_ready).take_while(fits).count();
+        (count, self.steps.get(count).is_some_and(|step| is_ready(&step)))
     }
 
     /// The changes stay in the log; they are applied once the file can be written.

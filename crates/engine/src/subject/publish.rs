@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use dormouse_bucket::{HeaderPatch, create_once};
 use dormouse_commit_log::log::read_own_tail;
-use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::{DeltaName, Folder, ManifestNumber, Nonce, SnapshotName, SubjectKeys};
 use dormouse_format::manifest::{DeltaRef, Manifest, SnapshotRef, TombstoneState};
 use dormouse_protocol::{ErrorReply, OverloadCause, Rev, Seq, Slot, Subject};
@@ -145,14 +144,21 @@ async fn base(
     let tail_bytes = shared.log.tail(subject).map_or(0, |tail| tail.bytes);
     // The first base that an owner makes after its claim is a snapshot: from then on the bucket has a plain
     // SQLite file of the subject.
-    if current.snapshot.is_some() && base_kind(Some(current), tail_bytes) == BaseKind::Delta {
+    if current.snapshot.is_some()
+        && source.rev > current.base_rev
+        && base_kind(current, tail_bytes) == BaseKind::Delta
+    {
         let (first, base_rev) = (current.first_slot, current.base_rev);
-        let mut tail = read_own_tail(&shared.log, shared.bucket.as_ref(), subject, first, base_rev).await?;
-        tail.retain(|entry| entry.last_rev() <= source.rev);
+        let mut delta = DeltaWriter::new(shared, subject, base_rev);
+        let mut tail = read_own_tail(&shared.log, shared.bucket.as_ref(), subject, first, base_rev);
+        while let Some(mut entries) = tail.next().await? {
+            entries.retain(|entry| entry.last_rev() <= source.rev);
+            delta.push_all(&entries).await?;
+        }
         // A delta reaches as far as the log. If the file is ahead of the log, or the tail has only remembered
         // replies, only the snapshot holds everything.
-        if tail.last().is_some_and(|last| last.last_rev() == source.rev && source.rev > current.base_rev) {
-            let delta = upload_delta(shared, subject, current.number.next(), current.base_rev, &tail).await?;
+        if delta.reached() == Some(source.rev) {
+            let delta = upload_delta(shared, subject, current.number.next(), delta).await?;
             let BaseSource { first_slot, next_seq, .. } = source;
             return Ok(NewBase { object: BaseObject::Delta(delta), first_slot, next_seq });
         }
@@ -201,22 +207,16 @@ async fn sync(shared: &EngineShared, subject: &Subject, path: &Path) -> Result<(
     Err(shared.log_ended_reply())
 }
 
-/// Uploads a delta: every entry above `after`. No manifest refers to it yet.
+/// Uploads a delta that has an entry. No manifest refers to it yet.
 pub(super) async fn upload_delta(
     shared: &EngineShared,
     subject: &Subject,
     made_for: ManifestNumber,
-    after: Rev,
-    entries: &[LogEntry],
+    delta: DeltaWriter<'_>,
 ) -> Result<DeltaRef, ErrorReply> {
-    let rev = entries.last().map_or(after, LogEntry::last_rev);
+    let rev = delta.reached().ok_or_else(|| ErrorReply::internal("a delta without an entry"))?;
     let name = DeltaName { made_for, rev, nonce: Nonce::new(shared.env.ulid()) };
-    let key = SubjectKeys::new(subject).delta(&name);
-    let mut writer = DeltaWriter::new(shared, subject, after);
-    for entry in entries {
-        writer.push(entry).await?;
-    }
-    let summary = writer.put(&key).await?;
+    let summary = delta.put(&SubjectKeys::new(subject).delta(&name)).await?;
     Ok(DeltaRef { name, size_bytes: summary.size_bytes, crc64: summary.crc64 })
 }
 

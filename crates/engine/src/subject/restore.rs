@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use dormouse_bucket::Bucket;
+use dormouse_commit_log::log::{TailError, TailReader};
 use dormouse_format::checksum::Crc64;
 use dormouse_format::entry::LogEntry;
 use dormouse_format::keys::{ManifestNumber, Nonce, SubjectKeys};
@@ -18,7 +19,7 @@ use dormouse_subject_state::database::{
     ApplyTransaction, Database, DatabaseError, InitialState, Slice, put_in_place, remove_files, sidecar_path,
 };
 
-use super::delta::DeltaReader;
+use super::delta::{DeltaReader, DeltaWriter};
 use crate::api::TenantId;
 use crate::engine::EngineShared;
 use crate::instruments::LocalFileUse;
@@ -34,6 +35,15 @@ pub(crate) enum RestoreError {
     Missing(String),
     /// Any other failure, as the reply to a caller.
     Failed(ErrorReply),
+}
+
+impl From<TailError> for RestoreError {
+    fn from(error: TailError) -> Self {
+        match error {
+            TailError::Missing { object } => Self::Missing(object),
+            TailError::Failed(reply) => Self::Failed(reply),
+        }
+    }
 }
 
 impl From<ErrorReply> for RestoreError {
@@ -89,12 +99,15 @@ impl Restorer<'_> {
 
     /// Restores the state of `manifest` with `tail` on top of its base; for a new subject, an empty state. `highest` is the
     /// highest rev that the base and its log lead to. The tail may begin above the base if the local file
-    /// [can be reused](Self::file_rev). Returns whether it was.
+    /// [can be reused](Self::file_rev). `copy` gets its entries, too. Returns whether the file was reused.
+    ///
+    /// After an error, the file may have the first entries of the tail.
     pub(crate) async fn restore(
         &mut self,
         manifest: Option<&Manifest>,
         highest: Rev,
-        tail: Vec<LogEntry>,
+        tail: Option<&mut TailReader<'_>>,
+        mut copy: Option<&mut DeltaWriter<'_>>,
     ) -> Result<LocalFileUse, RestoreError> {
         let Some(manifest) = manifest else {
             self.start_empty(InitialState::default()).await?;
@@ -109,7 +122,13 @@ impl Restorer<'_> {
         if let Some(engine) = self.engine {
             engine.instruments.local_files.of(file).inc();
         }
-        self.apply(tail).await?;
+        let Some(tail) = tail else { return Ok(file) };
+        while let Some(entries) = tail.next().await? {
+            if let Some(copy) = &mut copy {
+                copy.push_all(&entries).await?;
+            }
+            self.apply(entries).await?;
+        }
         Ok(file)
     }
 
@@ -331,11 +350,6 @@ impl Restorer<'_> {
         }
         done.map_err(|error| error.not_started().reply(self.subject))
     }
-}
-
-/// The highest rev that a base and the entries of its log lead to.
-pub(crate) fn highest_rev(base: Rev, tail: &[LogEntry]) -> Rev {
-    tail.last().map_or(base, LogEntry::last_rev).max(base)
 }
 
 async fn remove(env: &Env, path: &Path) -> Result<(), ErrorReply> {

@@ -68,8 +68,8 @@ pub(super) struct OpenSubject<'a> {
     pub(super) tenant: TenantId,
     pub(super) fetches: Fetches,
     pub(super) writes: VecDeque<Submission>,
-    /// The next slice is planned once other tasks have had their turn.
-    has_more_to_plan: bool,
+    /// The next slice of plans or acknowledgements runs once other tasks have had their turn.
+    has_next_slice: bool,
     pub(super) flushes: Vec<PendingFlush>,
     /// Callers that wait for a handover, which is about to begin.
     pub(super) pending_handovers: Vec<Respond>,
@@ -113,7 +113,7 @@ impl<'a> OpenSubject<'a> {
             tenant,
             fetches: Fetches::default(),
             writes: VecDeque::new(),
-            has_more_to_plan: false,
+            has_next_slice: false,
             flushes: Vec::new(),
             pending_handovers: Vec::new(),
             publishing: None,
@@ -171,7 +171,7 @@ impl<'a> OpenSubject<'a> {
             }
             let pause = self.pause();
             let is_inbox_empty = inbox.waiting.is_empty();
-            let has_more = !is_inbox_empty || self.has_more_to_plan || !self.file_reads.is_empty();
+            let has_more = !is_inbox_empty || self.has_next_slice || !self.file_reads.is_empty();
             tokio::select! {
                 biased;
                 () = self.shared.stopping() => {
@@ -207,9 +207,9 @@ impl<'a> OpenSubject<'a> {
         if let Err(broken) = self.serve_reads().await {
             return Some(self.fail(&broken, inbox).await);
         }
-        self.has_more_to_plan = false;
+        self.has_next_slice = false;
         loop {
-            self.acknowledge();
+            let has_more_ready = self.acknowledge();
             let plans = !self.writes.is_empty() || self.pipeline.under_way.is_some();
             let step = plans.then(|| self.shared.step(StepKind::Plan));
             let blocked = self.pipeline.plan(self.shared, self.subject, self.file.get(), &mut self.writes);
@@ -228,13 +228,14 @@ impl<'a> OpenSubject<'a> {
                 Some(PlanBlocked::UntilCounted) => self.count_ahead().await,
                 Some(PlanBlocked::UntilEncoded) => self.encode_planned().await,
                 Some(PlanBlocked::UntilNextSlice) => {
-                    self.has_more_to_plan = true;
+                    self.has_next_slice = true;
                     break;
                 }
                 // The awaited changes or uploads are still pending, or everything is planned.
                 Some(PlanBlocked::UntilApplied | PlanBlocked::UntilUploaded) | None => {
                     // No other event would send a reply that no longer waits for a change.
-                    if !self.pipeline.has_answer() {
+                    if has_more_ready || !self.pipeline.has_answer() {
+                        self.has_next_slice |= has_more_ready;
                         break;
                     }
                 }
@@ -247,7 +248,7 @@ impl<'a> OpenSubject<'a> {
                 return Some(self.fail(&broken, inbox).await);
             }
             // Retention reads the next due messages from the file.
-            self.has_more_to_plan |= self.run_retention().is_some();
+            self.has_next_slice |= self.run_retention().is_some();
         }
         self.answer_flushes();
         if !self.pending_handovers.is_empty()
@@ -427,8 +428,8 @@ impl<'a> OpenSubject<'a> {
         is_due || is_wanted || is_worth_it || self.pipeline.stalled.is_some()
     }
 
-    /// Acknowledges the changes that have reached their level.
-    pub(super) fn acknowledge(&mut self) {
+    /// Acknowledges a slice of the changes that have reached their level. Returns whether more are ready.
+    pub(super) fn acknowledge(&mut self) -> bool {
         let database = self.file.get();
         let acked = self.pipeline.acknowledge_ready(self.shared, self.subject, database);
         if let Some(ended_at) = acked.ended_at.filter(|_| acked.changes > 0) {
@@ -447,6 +448,7 @@ impl<'a> OpenSubject<'a> {
             }
         }
         self.compact_if_due();
+        acked.has_more
     }
 
     /// Executes the first queued request, which is not a log entry.

@@ -205,3 +205,25 @@ fn lease_is_confirmed_by_writes_alone() {
     server.advance(Duration::from_secs(1));
     assert!(!write_needs_bucket(&world, &server, None));
 }
+
+/// Changes that reach their level together are announced and acknowledged in slices: a flood of one subject does not keep
+/// its thread.
+#[test]
+fn changes_ready_together_are_acknowledged_in_slices() {
+    const CHANGES: usize = 700;
+    let world = World::in_memory();
+    let server = world.server("persist-1");
+    let app = subject("app.one");
+    server.set(&app, "k", "first").unwrap();
+    let before = server.events.of(&app).len();
+    let request = |number: usize| at_level(Level::Bucket, set_request(&format!("k{number}"), "v"));
+    let pending: Vec<_> = (0..CHANGES).map(|number| server.submit(&app, request(number))).collect();
+    for one in &pending {
+        one.wait(&server).unwrap();
+    }
+    let events = server.events.of(&app).split_off(before);
+    let announced: Vec<_> =
+        events.iter().map(|event| event.changes.len()).filter(|&count| count > 0).collect();
+    assert_eq!(announced.iter().sum::<usize>(), CHANGES);
+    assert!(announced.len() >= 3 && announced.iter().all(|&count| count <= 256), "{announced:?}");
+}

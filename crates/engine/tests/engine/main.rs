@@ -19,6 +19,7 @@ mod leases;
 mod levels;
 mod limits;
 mod local_file;
+mod memory;
 mod metrics;
 mod own_open;
 mod pages;

@@ -26,7 +26,10 @@ async fn sealed_log_rejects_appends() {
     // Writes acknowledged at a weaker level stay in the WAL; failed writes are never applied.
     let stranded: Vec<Rev> = rig.wal().appends.iter().map(|append| append.first_after).collect();
     assert_eq!(stranded, [Rev::new(1)]);
-    assert_eq!(sealed.tail(&subject("app.a"), Slot::new(0), Rev::new(0)).await.unwrap(), [entry(0, 0)]);
+    assert_eq!(
+        entries(sealed.tail(&subject("app.a"), Slot::new(0), Rev::new(0))).await.unwrap(),
+        [entry(0, 0)]
+    );
     assert_eq!(rig.slots().await.last(), Some(&2), "the seal is the last slot");
     rig.tasks.finish(Duration::from_secs(5)).await.unwrap();
 }
@@ -95,8 +98,11 @@ async fn sealers_agree_on_seal_and_write_index_once() {
     assert_eq!((first.clone(), slots.len()), (subject("app.a"), 3));
     assert_eq!(third.next_subject(Some(&first)).unwrap().0, subject("app.b"));
     assert_eq!(third.next_subject(Some(&subject("app.b"))), None);
-    assert_eq!(third.tail(&first, Slot::new(0), Rev::new(1)).await.unwrap(), [entry(1, 1), entry(2, 2)]);
-    assert!(third.tail(&subject("app.none"), Slot::new(0), Rev::new(0)).await.unwrap().is_empty());
+    assert_eq!(
+        entries(third.tail(&first, Slot::new(0), Rev::new(1))).await.unwrap(),
+        [entry(1, 1), entry(2, 2)]
+    );
+    assert!(entries(third.tail(&subject("app.none"), Slot::new(0), Rev::new(0))).await.unwrap().is_empty());
 }
 
 /// A read that needs a deleted slot reports it missing, even with a new index, and the seal cannot be deleted.
@@ -111,19 +117,19 @@ async fn sealed_log_reports_deleted_slots_and_keeps_seal() {
     assert_eq!(sealed.delete_slot(sealed.seal()).await.unwrap_err().code, ErrorCode::Internal);
     sealed.delete_slot(Slot::new(2)).await.unwrap();
     let name = subject("app.a");
-    let missing = sealed.tail(&name, Slot::new(0), Rev::new(0)).await.unwrap_err();
+    let missing = entries(sealed.tail(&name, Slot::new(0), Rev::new(0))).await.unwrap_err();
     assert!(matches!(missing, TailError::Missing { .. }), "{missing}");
-    assert_eq!(sealed.tail(&name, Slot::new(0), Rev::new(2)).await.unwrap(), [entry(2, 2)]);
+    assert_eq!(entries(sealed.tail(&name, Slot::new(0), Rev::new(2))).await.unwrap(), [entry(2, 2)]);
     // The writer of a new index does not know the deleted slots, but detects the gap.
     sealed.delete_index().await.unwrap();
     let again = rig.sealer("c").seal(rig.log.id()).await.unwrap();
-    let missing = again.tail(&name, Slot::new(0), Rev::new(0)).await.unwrap_err();
+    let missing = entries(again.tail(&name, Slot::new(0), Rev::new(0))).await.unwrap_err();
     assert!(matches!(missing, TailError::Missing { .. }), "{missing}");
     // The gap is also detected if the remaining entries form a run without a gap.
     sealed.delete_slot(Slot::new(1)).await.unwrap();
     again.delete_index().await.unwrap();
     let last = rig.sealer("d").seal(rig.log.id()).await.unwrap();
-    let missing = last.tail(&name, Slot::new(0), Rev::new(1)).await.unwrap_err();
+    let missing = entries(last.tail(&name, Slot::new(0), Rev::new(1))).await.unwrap_err();
     assert!(matches!(missing, TailError::Missing { .. }), "{missing}");
     assert_eq!(again.list().await.unwrap().last(), Some(&again.seal()));
 }

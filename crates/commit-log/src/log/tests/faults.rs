@@ -34,7 +34,7 @@ async fn run_with_faults(seed: u64) {
     for name in names {
         let expected: Vec<LogEntry> = (0..30).map(|after| entry(after, after)).collect();
         assert_eq!(
-            sealed.tail(&subject(name), Slot::new(0), Rev::new(0)).await.unwrap(),
+            entries(sealed.tail(&subject(name), Slot::new(0), Rev::new(0))).await.unwrap(),
             expected,
             "seed {seed}"
         );

@@ -104,3 +104,29 @@ async fn locate_queued_at_stop_is_answered() {
     assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Located));
     drop(coordinator);
 }
+
+/// Requests for health itself are dropped when too many wait. Health counts them and reports them for a while.
+#[tokio::test(start_paused = true)]
+async fn dropped_health_requests_are_counted_and_reported() {
+    let world = World::started().await;
+    let one = log("one", 1);
+    world.join(&one).await.unwrap();
+    assert_eq!(world.health().await.status, HealthStatus::Ok);
+    let mut asked = Vec::new();
+    for _ in 0..300 {
+        let message = Outgoing::new(world.prefix.health_of("coordinator"), Bytes::new());
+        asked.push(Box::pin(world.asker.request(message, SECOND)));
+        assert!(futures::poll!(asked.last_mut().unwrap()).is_pending());
+    }
+    // The first 256 fit.
+    asked.swap_remove(0).await.unwrap();
+    world.heartbeat(&one).await.unwrap();
+    let health = world.health().await;
+    assert_eq!((health.status, health.figures["messages_dropped_total"]), (HealthStatus::Degraded, 44));
+    assert_eq!(health.problems, ["requests dropped within the last 5 minutes: a queue was full"]);
+    for _ in 0..301 {
+        tokio::time::sleep(SECOND).await;
+        world.heartbeat(&one).await.unwrap();
+    }
+    assert_eq!(world.health().await.status, HealthStatus::Ok);
+}

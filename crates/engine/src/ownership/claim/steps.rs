@@ -99,7 +99,7 @@ pub enum ClaimEffect {
         tail: TailSource,
     },
     /// Upload the restored state as a snapshot, or everything in it above the manifest's base as a delta
-    /// ([`base_kind`](crate::ownership::base_kind)), under a fresh name. A reclamation may also upload a
+    /// ([`claim_base_kind`](crate::ownership::claim_base_kind)), under a fresh name. A reclamation may also upload a
     /// [merged delta](BaseObject::MergedDelta).
     PutBase {
         /// For the object's name.

@@ -237,18 +237,16 @@ fn base_is_delta_while_deltas_are_few_and_small() {
     };
     const KIB: u64 = 1_024;
     for (manifest, tail_bytes, expected) in [
-        (None, 16 * KIB, Delta),
-        (None, 16 * KIB + 1, Snapshot),
-        (Some(on(4 * KIB, 0)), 16 * KIB, Delta),
-        (Some(on(1_024 * KIB, 0)), 256 * KIB, Delta),
-        (Some(on(1_024 * KIB, 0)), 256 * KIB + 1, Snapshot),
+        (on(4 * KIB, 0), 16 * KIB, Delta),
+        (on(1_024 * KIB, 0), 256 * KIB, Delta),
+        (on(1_024 * KIB, 0), 256 * KIB + 1, Snapshot),
         // The existing deltas count.
-        (Some(on(1_024 * KIB, 2)), 255 * KIB, Delta),
-        (Some(on(1_024 * KIB, 2)), 255 * KIB + 1, Snapshot),
-        (Some(on(1_024 * KIB, 7)), 1, Delta),
-        (Some(on(1_024 * KIB, 8)), 1, Snapshot),
-        (Some(on(1_024 * KIB, 1)), u64::MAX, Snapshot),
+        (on(1_024 * KIB, 2), 255 * KIB, Delta),
+        (on(1_024 * KIB, 2), 255 * KIB + 1, Snapshot),
+        (on(1_024 * KIB, 7), 1, Delta),
+        (on(1_024 * KIB, 8), 1, Snapshot),
+        (on(1_024 * KIB, 1), u64::MAX, Snapshot),
     ] {
-        assert_eq!(base_kind(manifest.as_ref(), tail_bytes), expected, "{tail_bytes} on {manifest:?}");
+        assert_eq!(base_kind(&manifest, tail_bytes), expected, "{tail_bytes} on {manifest:?}");
     }
 }

@@ -3,26 +3,22 @@
 
 use std::sync::Arc;
 
-use dormouse_commit_log::log::TailError;
 use dormouse_format::entry::LogEntry;
-use dormouse_format::keys::{ManifestNumber, Nonce};
+use dormouse_format::keys::Nonce;
 use dormouse_format::manifest::{MAX_DELTAS, Manifest};
 use dormouse_format::record::RecordOp;
-use dormouse_protocol::{ErrorReply, LogId, Rev, Seq, Subject};
+use dormouse_protocol::{ErrorReply, LogId, Seq, Subject};
 use dormouse_runtime::fail_point;
 
-use super::super::delta::read_delta;
+use super::super::delta::{DeltaReader, DeltaWriter};
 use super::super::garbage::Garbage;
 use super::super::publish;
-use super::super::restore::{RestoreError, highest_rev, unexpected_effect};
-use super::{Opener, frames_bytes, missing_part, sealed_tail};
+use super::super::restore::{RestoreError, unexpected_effect};
+use super::{Opener, sealed_tail};
 use crate::api::TenantId;
 use crate::engine::EngineShared;
 use crate::ownership::BaseObject;
 use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, ReclaimOutcome, Restored, TailSource};
-
-/// Entries that are copied into one delta, in bytes: they are in memory together. Above it, the next base is a snapshot.
-const MAX_COPIED_BYTES: u64 = 16 * 1_024 * 1_024;
 
 /// Rebases a subject off an orphaned log: if its newest manifest needs entries of that log, the next manifest does not
 /// need them and is released. If the subject is open here, its own task rebases it.
@@ -34,10 +30,8 @@ pub(crate) async fn reclaim_subject(
     subject: &Subject,
     log: &LogId,
 ) -> Result<ReclaimOutcome, ErrorReply> {
-    // A file is made only for a snapshot. It has a separate path, so it does not conflict with the subject's own file.
-    let path = shared.data.reclaim_file(subject, Nonce::new(shared.env.ulid()));
-    let mut copier =
-        Copier { opener: Opener::new(shared, subject, TenantId::SHARED, path.clone()), copy: None };
+    let path = shared.data.subject_file(subject);
+    let mut copier = Copier { opener: Opener::new(shared, subject, TenantId::SHARED, path), copy: None };
     let (mut claim, mut effect) =
         Claim::reclaim(subject.clone(), shared.log.id().clone(), log.clone(), false);
     let outcome = loop {
@@ -48,11 +42,6 @@ pub(crate) async fn reclaim_subject(
         };
         effect = claim.apply(answer.unwrap_or_else(ClaimInput::Failed));
     };
-    drop(copier);
-    let removed = shared.env.blocking(move || dormouse_subject_state::database::remove_files(&path)).await;
-    if let Err(error) = removed {
-        tracing::debug!(%subject, %error, "temporary reclaim file not removed");
-    }
     if let Ok(ReclaimOutcome::Released(verified)) = &outcome {
         // If the queue is full, the garbage is dropped; a later listing finds it again.
         let _ = shared.garbage.try_send(Garbage::objects(subject, verified.garbage.clone()));
@@ -60,108 +49,92 @@ pub(crate) async fn reclaim_subject(
     outcome
 }
 
-/// Performs the effects of a reclamation.
+/// Performs the effects of a reclamation. It makes no file of the subject.
 struct Copier<'a> {
     opener: Opener<'a>,
-    /// The delta to upload; `None`: the restored state is the base.
-    copy: Option<DeltaCopy>,
+    copy: Option<DeltaCopy<'a>>,
 }
 
-/// Entries for one delta.
-struct DeltaCopy {
-    /// The rev before the first of them.
-    after: Rev,
-    entries: Vec<LogEntry>,
-    /// They include those of all deltas of the newest manifest.
+/// A delta with the entries that a manifest needs.
+struct DeltaCopy<'a> {
+    delta: DeltaWriter<'a>,
+    /// It begins with the entries of all deltas of the newest manifest.
     is_merged: bool,
 }
 
-impl Copier<'_> {
+impl<'a> Copier<'a> {
     async fn perform(&mut self, effect: ClaimEffect) -> Result<ClaimInput, ErrorReply> {
         match effect {
             ClaimEffect::Restore { manifest: Some(manifest), tail: TailSource::Sealed(log) } => {
-                self.read(*manifest, log).await
+                match self.read(&manifest, &log).await {
+                    Ok(restored) => Ok(ClaimInput::Restored(restored)),
+                    Err(RestoreError::Missing(object)) => Ok(ClaimInput::ObjectMissing { object }),
+                    Err(RestoreError::Failed(reply)) => Err(reply),
+                }
             }
-            ClaimEffect::PutBase { made_for } => match self.copy.take() {
-                Some(copy) => upload(self.opener.shared, self.opener.restorer.subject, made_for, &copy).await,
-                None => self.opener.perform(ClaimEffect::PutBase { made_for }).await,
-            },
+            ClaimEffect::Restore { .. } => Err(unexpected_effect()),
+            ClaimEffect::PutBase { made_for } => {
+                let DeltaCopy { delta, is_merged } = self.copy.take().ok_or_else(unexpected_effect)?;
+                let (shared, subject) = (self.opener.shared, self.opener.restorer.subject);
+                let delta = publish::upload_delta(shared, subject, made_for, delta).await?;
+                fail_point!(ClaimBaseUploaded);
+                let object =
+                    if is_merged { BaseObject::MergedDelta(delta) } else { BaseObject::Delta(delta) };
+                Ok(ClaimInput::BasePut(object))
+            }
             effect => self.opener.perform(effect).await,
         }
     }
 
-    /// Reads the entries of `log` that the manifest needs. If they are too many for a delta, restores the state.
-    async fn read(&mut self, manifest: Manifest, log: LogId) -> Result<ClaimInput, ErrorReply> {
+    /// Copies the entries of `log` that the manifest needs.
+    async fn read(&mut self, manifest: &Manifest, log: &LogId) -> Result<Restored, RestoreError> {
         let (shared, subject) = (self.opener.shared, self.opener.restorer.subject);
-        let base = manifest.base_rev;
-        let mut above = match sealed_tail(shared, subject, &log, manifest.first_slot, base).await {
-            Ok(entries) => entries,
-            Err(TailError::Missing { object }) => return Ok(ClaimInput::ObjectMissing { object }),
-            Err(TailError::Failed(reply)) => return Err(reply),
-        };
-        above.retain(|entry| entry.is_above(base));
-        if let Some(missing) = missing_part(subject, &above) {
-            return Ok(missing);
-        }
-        let restored = Restored {
-            rev: highest_rev(base, &above),
-            next_seq: next_seq(manifest.next_seq, &above),
-            above_base: !above.is_empty(),
+        let sealed = shared.sealed.seal(log).await?;
+        let mut tail = sealed_tail(shared, subject, &sealed, manifest.first_slot, manifest.base_rev)?;
+        let mut restored = Restored {
+            rev: manifest.base_rev,
+            next_seq: manifest.next_seq,
+            above_base: false,
             first_slot: shared.log.next_slot(),
             nonce: Nonce::new(shared.env.ulid()),
         };
         self.copy = None;
-        if above.is_empty() {
-            return Ok(ClaimInput::Restored(restored));
+        if tail.is_at_end().await? {
+            return Ok(restored);
         }
-        match copy_for(shared, subject, &manifest, above).await {
-            Ok(Some(copy)) => {
-                self.copy = Some(copy);
-                Ok(ClaimInput::Restored(restored))
-            }
-            Ok(None) => self.opener.restore(Some(manifest), TailSource::Sealed(log)).await,
-            Err(RestoreError::Missing(object)) => Ok(ClaimInput::ObjectMissing { object }),
-            Err(RestoreError::Failed(reply)) => Err(reply),
+        let mut copy = begin_copy(shared, subject, manifest).await?;
+        while let Some(entries) = tail.next().await? {
+            copy.delta.push_all(&entries).await?;
+            restored.next_seq = next_seq(restored.next_seq, &entries);
         }
+        restored.rev = copy.delta.reached().map_or(restored.rev, |rev| rev.max(restored.rev));
+        restored.above_base = true;
+        self.copy = Some(copy);
+        Ok(restored)
     }
 }
 
-/// The delta that holds `above`, the entries above the base. If the manifest has no room for one more delta, it holds
-/// those of all its deltas, too. `None`: it would be too large.
-async fn copy_for(
-    shared: &EngineShared,
-    subject: &Subject,
+/// The delta for the entries above the base. If the manifest has no room for one more delta, it begins with those of all
+/// its deltas.
+async fn begin_copy<'a>(
+    shared: &'a EngineShared,
+    subject: &'a Subject,
     manifest: &Manifest,
-    above: Vec<LogEntry>,
-) -> Result<Option<DeltaCopy>, RestoreError> {
-    let is_merged = manifest.deltas.len() >= MAX_DELTAS;
-    let merged = if is_merged { &manifest.deltas[..] } else { &[] };
-    let sizes = merged.iter().map(|delta| delta.size_bytes);
-    if sizes.fold(frames_bytes(&above), u64::saturating_add) > MAX_COPIED_BYTES {
-        return Ok(None);
+) -> Result<DeltaCopy<'a>, RestoreError> {
+    if manifest.deltas.len() < MAX_DELTAS {
+        let delta = DeltaWriter::new(shared, subject, manifest.base_rev);
+        return Ok(DeltaCopy { delta, is_merged: false });
     }
-    let mut entries = Vec::new();
-    for delta in merged {
-        entries.extend(read_delta(shared.bucket.as_ref(), subject, delta).await?);
+    let mut merged = None;
+    for reference in &manifest.deltas {
+        let mut reader = DeltaReader::new(shared.bucket.as_ref(), subject, reference);
+        while let Some(entries) = reader.next().await? {
+            let after = reader.after().unwrap_or(manifest.base_rev);
+            merged.get_or_insert_with(|| DeltaWriter::new(shared, subject, after)).push_all(&entries).await?;
+        }
     }
-    entries.extend(above);
-    let after = entries.first().map_or(manifest.base_rev, |first| first.after);
-    Ok(Some(DeltaCopy { after, entries, is_merged }))
-}
-
-async fn upload(
-    shared: &EngineShared,
-    subject: &Subject,
-    made_for: ManifestNumber,
-    copy: &DeltaCopy,
-) -> Result<ClaimInput, ErrorReply> {
-    if copy.entries.is_empty() {
-        return Err(unexpected_effect());
-    }
-    let delta = publish::upload_delta(shared, subject, made_for, copy.after, &copy.entries).await?;
-    fail_point!(ClaimBaseUploaded);
-    let object = if copy.is_merged { BaseObject::MergedDelta(delta) } else { BaseObject::Delta(delta) };
-    Ok(ClaimInput::BasePut(object))
+    let delta = merged.ok_or_else(unexpected_effect)?;
+    Ok(DeltaCopy { delta, is_merged: true })
 }
 
 /// The next seq after these entries, if it was `before` at their base.
