@@ -58,7 +58,7 @@ pub trait Bus: Send + Sync + 'static {
 
     /// Sends a message. As always in pub/sub, the sender does not know whether a subscriber received it. While
     /// disconnected, the message is discarded: a known loss after a [`BusEvent::Disconnected`] is better than a late
-    /// message.
+    /// message. While the connection takes no bytes, the call waits once much of what was published is not written.
     ///
     /// If the call is cancelled, the message may have been sent or not.
     ///

@@ -1,7 +1,7 @@
 //! The bus itself: the operations of the port, and the check that the connection carries messages.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -37,6 +37,10 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 /// Interval of the checks for lost library events.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
+/// After so many bytes of published messages, the publisher waits until the connection has written them. The queue of the
+/// library is bounded by a number of messages only, and a large message would wait there behind up to two thousand others.
+const UNWRITTEN_BYTES: usize = 512 * 1_024;
+
 /// Maximum number of messages that one wake-up moves to a subscriber's queue.
 const MESSAGES_PER_WAKE_UP: usize = 2_048;
 
@@ -45,6 +49,8 @@ pub struct NatsBus {
     shared: Arc<LinkShared>,
     client: Client,
     tasks: Tasks,
+    /// Bytes that were published since the last wait for the connection.
+    unwritten_bytes: AtomicUsize,
 }
 
 async fn take_answers(shared: Arc<LinkShared>, mut answers: Subscriber) {
@@ -122,7 +128,12 @@ async fn round_trip(shared: &LinkShared, client: &Client) {
 impl NatsBus {
     /// Starts to receive replies and to watch a new connection. `None` if the connection is already lost.
     pub(super) async fn start(shared: Arc<LinkShared>, client: Client, tasks: &Tasks) -> Option<Self> {
-        let bus = Self { shared: Arc::clone(&shared), client: client.clone(), tasks: tasks.clone() };
+        let bus = Self {
+            shared: Arc::clone(&shared),
+            client: client.clone(),
+            tasks: tasks.clone(),
+            unwritten_bytes: AtomicUsize::new(0),
+        };
         let answers = client.subscribe(shared.inbox().to_owned()).await.ok()?;
         tasks.spawn("nats answers", take_answers(Arc::clone(&shared), answers));
         tasks.spawn("nats lost events", poll_link(Arc::clone(&shared), client.clone()));
@@ -167,6 +178,20 @@ impl NatsBus {
         })
     }
 
+    /// Counts a published message, and waits for the connection if too much of what was published may be unwritten.
+    async fn limit_unwritten(&self, size_bytes: usize) {
+        if self.unwritten_bytes.fetch_add(size_bytes, Ordering::Relaxed) + size_bytes < UNWRITTEN_BYTES {
+            return;
+        }
+        self.unwritten_bytes.store(0, Ordering::Relaxed);
+        tokio::select! {
+            biased;
+            // An error means that the connection is closed: nothing is left to wait for.
+            _ = self.client.flush() => {}
+            () = self.shared.disconnected() => {}
+        }
+    }
+
     /// The result of a publish without a connection: the message is discarded, or the bus is closed.
     fn unsent(&self) -> Result<(), PublishError> {
         if self.shared.is_closed() { Err(PublishError::Closed) } else { Ok(()) }
@@ -195,12 +220,15 @@ impl Bus for NatsBus {
         if self.client.connection_state() != State::Connected || self.shared.is_closed() {
             return self.unsent();
         }
+        let size_bytes = validate::size_bytes(&message.headers, &message.payload);
         // Without a connection the library's queue fills up. Then the message is discarded, as documented.
         tokio::select! {
             biased;
-            sent = self.send(message, None) => sent,
-            () = self.shared.disconnected() => self.unsent(),
+            sent = self.send(message, None) => sent?,
+            () = self.shared.disconnected() => return self.unsent(),
         }
+        self.limit_unwritten(size_bytes).await;
+        Ok(())
     }
 
     async fn subscribe(

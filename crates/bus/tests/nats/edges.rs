@@ -1,8 +1,10 @@
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormouse_bus::nats::{Authentication, NatsConnectError, NatsOptions, Secret};
 use dormouse_bus::{Bus, BusEvent, Outgoing, RequestError, ServeOptions, SubscribeOptions, serve};
-use dormouse_harness::{NatsServer, nats_server_program};
+use dormouse_harness::{DialMode, NatsServer, ProxyMode, TcpProxy, nats_server_program};
 use dormouse_protocol::{Route, RoutePattern};
 use dormouse_runtime::{Env, Tasks};
 use futures::StreamExt;
@@ -186,4 +188,34 @@ fn bus_close_returns_after_published_messages_are_sent() {
             assert_eq!(within(received.1.next()).await.unwrap().payload, format!("{number}"));
         }
     });
+}
+
+/// A publisher waits for a connection that takes no bytes: the messages that wait are bounded by their bytes, not only by
+/// their number.
+#[tokio::test]
+async fn publish_waits_for_stalled_connection() {
+    const MESSAGES: usize = 200;
+    let server = server(String::new()).await;
+    let proxy = TcpProxy::new(DialMode::Immediately).await.unwrap();
+    proxy.set_target(server.port());
+    let direct = connect(options(&server.url())).await.unwrap();
+    let wide = SubscribeOptions { capacity: MESSAGES, ..SubscribeOptions::default() };
+    let mut received = direct.subscribe(RoutePattern::new("news"), wide).await.unwrap();
+    let bus = connect(options(&format!("nats://127.0.0.1:{}", proxy.port()))).await.unwrap();
+    proxy.set(ProxyMode::Stalled);
+    let mut published = pin!(async {
+        for _ in 0..MESSAGES {
+            bus.publish(Outgoing::new(Route::new("news"), vec![0; 500_000].into())).await.unwrap();
+        }
+    });
+    // 100 MB fit no socket. Without a limit, the library takes them at once.
+    let waits = tokio::time::timeout(Duration::from_secs(1), &mut published).await.is_err();
+    assert!(waits, "{MESSAGES} messages wait in memory");
+    proxy.set(ProxyMode::Forward);
+    let all = async {
+        for _ in 0..MESSAGES {
+            assert_eq!(received.next().await.unwrap().payload.len(), 500_000);
+        }
+    };
+    within(async { tokio::join!(published, all) }).await;
 }
