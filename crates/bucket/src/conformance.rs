@@ -16,7 +16,7 @@ use futures::future::join_all;
 
 use super::{Backoff, Bucket, BucketError, Created};
 
-pub use races::{RaceProbe, probe_races};
+pub use races::{RaceProbe, probe_races, sample_races};
 
 /// Number of concurrent creates of one key.
 const RACERS: usize = 16;

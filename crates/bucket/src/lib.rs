@@ -27,7 +27,7 @@ use dormouse_format::checksum::Crc64;
 use dormouse_format::keys::{BucketEntry, BucketKey, BucketPrefix};
 
 pub use backoff::Backoff;
-pub use conformance::{ConformanceError, RaceProbe, probe, probe_races};
+pub use conformance::{ConformanceError, RaceProbe, probe, probe_races, sample_races};
 pub use create::{CreateOutcome, create_once};
 pub use error::{BucketError, BucketOperation};
 pub use metered::{BucketCall, BucketInstruments, CallOutcome, MeteredBucket};

@@ -3,12 +3,15 @@
 mod descriptors;
 mod signals;
 
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use descriptors::OpenSubjects;
-use dormouse_bucket::{MeteredBucket, ObjectStoreBucket, RaceProbe, open_bucket, probe, probe_races};
+use dormouse_bucket::{
+    Bucket, MeteredBucket, ObjectStoreBucket, RaceProbe, open_bucket, probe, probe_races, sample_races,
+};
 use dormouse_bus::nats::{NatsOptions, install_tls_provider};
 use dormouse_daemon::start::{configure, end_process, read_args, reject_settings, run_program, run_to_end};
 use dormouse_daemon::{ExitReason, MetricsListener};
@@ -110,7 +113,8 @@ async fn run(
     let Some(prepared) = stop.or(prepare(settings, open, &env, &metrics)).await else {
         return Ok(ExitReason::Clean);
     };
-    let mut prepared = prepared?;
+    let (mut prepared, bucket) = prepared?;
+    let mut violation = pin!(watch_contract(&bucket, &env));
     let sides = connect(settings, &env, &data_bus_tasks, &control_env, &control_bus_tasks);
     let Some(sides) = stop.or(sides).await else {
         return Ok(ExitReason::Clean);
@@ -122,7 +126,14 @@ async fn run(
             return Ok(ExitReason::Clean);
         };
         let mut server = server?;
-        let reason = match stop.or(serve(&mut server)).await {
+        let serving = async {
+            tokio::select! {
+                biased;
+                next = serve(&mut server) => next,
+                exit = &mut violation => AfterServing::End(exit),
+            }
+        };
+        let reason = match stop.or(serving).await {
             Some(AfterServing::End(ended)) => {
                 exit = ended;
                 break server;
@@ -202,12 +213,27 @@ async fn check_contract(bucket: &ObjectStoreBucket, env: &Env) -> Result<(), Exi
     Ok(())
 }
 
+/// Returns once the bucket breaks its contract.
+async fn watch_contract(bucket: &ObjectStoreBucket, env: &Env) -> ExitReason {
+    if bucket.is_local() {
+        return std::future::pending().await;
+    }
+    let violation = sample_races(bucket, env).await;
+    tracing::error!(
+        error = %violation,
+        impact = "acknowledged writes may be lost",
+        action = "use a bucket whose conditional creates are atomic",
+        "bucket contract broken"
+    );
+    ExitReason::Bucket
+}
+
 async fn prepare(
     settings: &Settings,
     open: OpenSubjects,
     env: &Env,
     metrics: &ServerMetrics,
-) -> Result<PreparedEngine, ExitReason> {
+) -> Result<(PreparedEngine, Arc<ObjectStoreBucket>), ExitReason> {
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let bucket = open_bucket(&settings.bucket, variables, env.clone())
@@ -225,11 +251,13 @@ async fn prepare(
         max_upload_bytes: settings.max_upload_bytes,
         ..EngineSettings::new(settings.data_dir.clone(), settings.name.clone())
     };
-    let bucket = MeteredBucket::new(Arc::new(bucket), metrics.bucket().clone(), env.clone());
-    let prepared = Engine::prepare(engine_settings, Arc::new(bucket), env.clone())
+    let bucket = Arc::new(bucket);
+    let shared: Arc<dyn Bucket> = Arc::<ObjectStoreBucket>::clone(&bucket);
+    let metered = MeteredBucket::new(shared, metrics.bucket().clone(), env.clone());
+    let prepared = Engine::prepare(engine_settings, Arc::new(metered), env.clone())
         .await
         .map_err(|error| fail(ExitReason::DataDir, "data directory unusable", &error))?;
-    Ok(prepared.measured_by(metrics.engine().clone()))
+    Ok((prepared.measured_by(metrics.engine().clone()), bucket))
 }
 
 /// Connects the data side, and then the control side on its own thread.

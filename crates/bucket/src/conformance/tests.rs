@@ -214,3 +214,17 @@ async fn race_probe_of_known_bucket_is_skipped() {
     assert_eq!(left.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["probe/races-1"]);
     assert_eq!(probe_races(&bucket, &env(2)).await.unwrap(), RaceProbe::Remembered);
 }
+
+/// Samples find a store whose creates lose their atomicity while a process runs. The bucket then forgets that it was
+/// probed.
+#[tokio::test(start_paused = true)]
+async fn race_samples_find_store_that_changed() {
+    let bucket = ViolatingBucket::new(Violation::SometimesChecksThenWrites);
+    let marker = BucketKey::new("probe/races-1").unwrap();
+    bucket.create(&marker, Bytes::from_static(b"probed before the change")).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_secs(3_599), sample_races(&bucket, &env(1))).await;
+    assert!(early.is_err(), "one race an hour");
+    let violation = sample_races(&bucket, &env(1)).await;
+    assert!(matches!(violation, ConformanceError::MultipleWinners { .. }), "{violation}");
+    assert_eq!(bucket.get(&marker).await.unwrap(), None);
+}
