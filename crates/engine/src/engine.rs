@@ -29,7 +29,7 @@ use crate::data_dir::{DataDir, DataDirError};
 use crate::housekeeping;
 use crate::instruments::EngineInstruments;
 use crate::metrics::{Counters, EngineMetrics};
-use crate::open_turns::OpenTurns;
+use crate::open_permits::OpenPermits;
 use crate::read_lease::ReadLease;
 use crate::settings::EngineSettings;
 use crate::spool::{self, Spool, SpoolFiles, SpoolLimits};
@@ -104,7 +104,7 @@ pub(crate) struct EngineShared {
     pub(crate) downloads: TransferLimiter,
     /// Chunked uploads.
     pub(crate) spool: Arc<Spool>,
-    pub(crate) opening: OpenTurns,
+    pub(crate) opening: OpenPermits,
     pub(crate) tenants: TenantUsage,
     /// Runs work on the files of subjects.
     pub(crate) pool: Pool,
@@ -358,7 +358,7 @@ impl PreparedEngine {
             uploads: TransferLimiter::new(),
             downloads: TransferLimiter::new(),
             spool,
-            opening: OpenTurns::new(),
+            opening: OpenPermits::new(),
             tenants: TenantUsage::default(),
             pool,
             page_room: PageRoom::default(),

@@ -25,7 +25,7 @@ pub mod gc;
 mod housekeeping;
 mod instruments;
 mod metrics;
-mod open_turns;
+mod open_permits;
 pub mod ownership;
 mod read_lease;
 mod request_rate;

@@ -143,12 +143,12 @@ impl SubjectTask {
         only_own: bool,
         tenant: TenantId,
     ) -> Result<Option<open::Opened>, ErrorReply> {
-        let permit = open::wait_for_turn(shared, tenant).await?;
+        let turn = open::wait_for_turn(shared, tenant).await?;
         self.inbox.refuse_if_all_expired(shared);
         if self.inbox.waiting.is_empty() {
             return Ok(None);
         }
-        open::open(shared, &self.subject, only_own, tenant, permit).await
+        open::open(shared, &self.subject, only_own, tenant, turn).await
     }
 
     /// Serves the subject until no request waits.

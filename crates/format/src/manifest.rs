@@ -317,6 +317,13 @@ impl Manifest {
         self.number.next() >= ManifestNumber::LAST || self.term.next().get() == u64::MAX
     }
 
+    /// The size of the base's objects together, in bytes.
+    #[must_use]
+    pub fn base_bytes(&self) -> u64 {
+        let snapshot = self.snapshot.map_or(0, |snapshot| snapshot.size_bytes);
+        self.deltas.iter().map(|delta| delta.size_bytes).fold(snapshot, u64::saturating_add)
+    }
+
     /// The contradiction in this manifest, if there is one. Decoding rejects such a manifest, so it must never be
     /// written.
     #[must_use]

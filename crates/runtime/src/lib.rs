@@ -18,6 +18,7 @@
 pub mod disk;
 mod env;
 pub mod fail_points;
+pub mod fair_permits;
 pub mod fair_queue;
 pub mod injected_bugs;
 mod lock;

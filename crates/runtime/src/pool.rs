@@ -11,8 +11,6 @@
 //!
 //! Under simulation there is no thread. A task runs one job, yields, and takes the next, in the same order.
 
-mod permits;
-
 use std::any::Any;
 use std::fmt;
 use std::future::Future;
@@ -23,9 +21,9 @@ use std::sync::{Arc, Condvar};
 use tokio::sync::{Notify, oneshot};
 
 use crate::env::Env;
+use crate::fair_permits::{FairPermit, FairPermits};
 use crate::fair_queue::FairQueue;
 use crate::lock::{self, Lock};
-use permits::{FairPermit, FairPermits};
 
 /// Jobs of requests that may be in the pool at once.
 pub const REQUEST_JOBS: usize = 768;

@@ -11,6 +11,7 @@ use dormouse_format::keys::{ManifestNumber, Nonce};
 use dormouse_format::manifest::Manifest;
 use dormouse_protocol::{ErrorCode, ErrorReply, LogId, OverloadCause, Rev, Slot, Subject};
 use dormouse_runtime::fail_point;
+use dormouse_runtime::fair_permits::FairPermit;
 use dormouse_subject_state::database::{Database, FileOwner};
 
 use super::delta::DeltaWriter;
@@ -19,7 +20,7 @@ use super::restore::{RestoreError, Restorer, unexpected_effect};
 use crate::api::TenantId;
 use crate::engine::EngineShared;
 use crate::instruments::{LocalFileUse, OpenKind};
-use crate::open_turns::OpenPermit;
+use crate::open_permits::{OpenTurn, SMALL_DOWNLOAD_BYTES};
 use crate::ownership::claim::{Claim, ClaimEffect, ClaimInput, Restored, TailSource};
 use crate::ownership::local::diverged_above;
 use crate::ownership::{BaseKind, BaseObject, ManifestRead, Verified, claim_base_kind, terms};
@@ -40,13 +41,13 @@ pub(super) struct Opened {
 ///
 /// # Errors
 /// The reply to the waiting requests.
-pub(super) async fn wait_for_turn(shared: &EngineShared, tenant: TenantId) -> Result<OpenPermit, ErrorReply> {
-    let turn = tokio::time::timeout(PERMIT_TIMEOUT, shared.opening.acquire(tenant)).await;
+pub(super) async fn wait_for_turn(shared: &EngineShared, tenant: TenantId) -> Result<OpenTurn, ErrorReply> {
+    let turn = tokio::time::timeout(PERMIT_TIMEOUT, shared.opening.turn(tenant)).await;
     Ok(turn.unwrap_or(Err(OverloadCause::SubjectOpens))?)
 }
 
 /// Opens the subject. With `only_own`, opens it only if this process already owns it, and returns `None`
-/// otherwise. The permit ends with the open.
+/// otherwise. The turn ends with the open.
 ///
 /// # Errors
 /// The reply to the waiting requests.
@@ -55,10 +56,10 @@ pub(super) async fn open(
     subject: &Subject,
     only_own: bool,
     tenant: TenantId,
-    permit: OpenPermit,
+    turn: OpenTurn,
 ) -> Result<Option<Opened>, ErrorReply> {
     let started = shared.env.boot();
-    let opened = open_measured(shared, subject, only_own, tenant, permit).await;
+    let opened = open_measured(shared, subject, only_own, tenant, turn).await;
     let kind = match &opened {
         Ok(Some((_, kind))) => *kind,
         Ok(None) => return Ok(None),
@@ -74,11 +75,13 @@ async fn open_measured(
     subject: &Subject,
     only_own: bool,
     tenant: TenantId,
-    _permit: OpenPermit,
+    OpenTurn { local, calls }: OpenTurn,
 ) -> Result<Option<(Opened, OpenKind)>, ErrorReply> {
     let path = shared.data.subject_file(subject);
     let mut opener = Opener::new(shared, subject, tenant, path);
     let known = opener.restorer.find_local().await?;
+    drop(local);
+    opener.calls = Some(calls);
     let begin = if only_own { Claim::reopen } else { Claim::new };
     let (mut claim, mut effect) = begin(subject.clone(), shared.log.id().clone(), known);
     loop {
@@ -206,6 +209,8 @@ struct Opener<'a> {
     copy: Option<DeltaWriter<'a>>,
     /// The log whose stranded writes the state includes.
     stranded_log: Option<LogId>,
+    /// `None` for a reclamation, and during a download.
+    calls: Option<FairPermit>,
     /// How the last restore was done.
     kind: OpenKind,
 }
@@ -213,7 +218,15 @@ struct Opener<'a> {
 impl<'a> Opener<'a> {
     fn new(shared: &'a Arc<EngineShared>, subject: &'a Subject, tenant: TenantId, path: PathBuf) -> Self {
         let restorer = restorer(shared, subject, tenant, path);
-        Self { shared, restorer, base: None, copy: None, stranded_log: None, kind: OpenKind::Fresh }
+        Self {
+            shared,
+            restorer,
+            base: None,
+            copy: None,
+            stranded_log: None,
+            calls: None,
+            kind: OpenKind::Fresh,
+        }
     }
 
     async fn perform(&mut self, effect: ClaimEffect) -> Result<ClaimInput, ErrorReply> {
@@ -274,8 +287,12 @@ impl<'a> Opener<'a> {
                 (Some(reader), highest)
             }
         };
+        let download_bytes = self.download_bytes(manifest.as_ref(), highest, reader.as_ref());
+        let download = self.begin_download(download_bytes).await?;
         let restored = self.restorer.restore(manifest.as_ref(), highest, reader.as_mut(), self.copy.as_mut());
-        match restored.await {
+        let restored = restored.await;
+        self.end_download(download).await;
+        match restored {
             Ok(file) => self.kind = open_kind(manifest.is_some(), &tail, file),
             Err(RestoreError::Missing(object)) => return Ok(ClaimInput::ObjectMissing { object }),
             Err(RestoreError::Failed(reply)) => return Err(reply),
@@ -292,6 +309,41 @@ impl<'a> Opener<'a> {
             first_slot: shared.log.next_slot(),
             nonce: Nonce::new(shared.env.ulid()),
         }))
+    }
+
+    /// About how many bytes the restore reads from the bucket.
+    fn download_bytes(
+        &self,
+        manifest: Option<&Manifest>,
+        highest: Rev,
+        tail: Option<&TailReader<'_>>,
+    ) -> u64 {
+        let Some(manifest) = manifest else { return 0 };
+        let base = if self.restorer.local_fits(manifest, highest) { 0 } else { manifest.base_bytes() };
+        let own_tail = || self.shared.log.tail(self.restorer.subject).map_or(0, |tail| tail.bytes);
+        base.saturating_add(tail.map_or(0, |tail| tail.size_bytes().unwrap_or_else(own_tail)))
+    }
+
+    /// Exchanges the permit for calls for one for a download, if the download is large.
+    ///
+    /// # Errors
+    /// Too many downloads run.
+    async fn begin_download(&mut self, size_bytes: u64) -> Result<Option<FairPermit>, ErrorReply> {
+        if size_bytes <= SMALL_DOWNLOAD_BYTES {
+            return Ok(None);
+        }
+        self.calls = None;
+        let download =
+            tokio::time::timeout(PERMIT_TIMEOUT, self.shared.opening.download(self.restorer.tenant));
+        Ok(Some(download.await.map_err(|_| ErrorReply::from(OverloadCause::SubjectOpens))?))
+    }
+
+    /// Exchanges the permits back. The calls of others have time-outs, so the wait ends; and what is restored is not lost.
+    async fn end_download(&mut self, download: Option<FairPermit>) {
+        if let Some(download) = download {
+            drop(download);
+            self.calls = Some(self.shared.opening.calls(self.restorer.tenant).await);
+        }
     }
 
     /// Reads the entries of this process's own log that the local file lacks, or without a fit one, those above the base.

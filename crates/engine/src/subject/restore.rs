@@ -139,7 +139,8 @@ impl Restorer<'_> {
         is_own.then(|| database.state().rev)
     }
 
-    fn local_fits(&self, manifest: &Manifest, highest: Rev) -> bool {
+    /// Whether the local file can be reused, if it is sound.
+    pub(super) fn local_fits(&self, manifest: &Manifest, highest: Rev) -> bool {
         let local = self.database.as_ref().and_then(|database| {
             let log: LogId = database.provenance().log.clone()?;
             let state = database.state();

@@ -21,6 +21,7 @@ mod limits;
 mod local_file;
 mod memory;
 mod metrics;
+mod opens;
 mod own_open;
 mod pages;
 mod reclaim;

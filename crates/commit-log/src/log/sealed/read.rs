@@ -124,6 +124,8 @@ pub struct TailReader<'a> {
     ahead: Option<Vec<LogEntry>>,
     /// The highest rev that the entries lead to, if it is known without reading them.
     highest: Option<Rev>,
+    /// The bytes of the blocks, if they are known without reading them.
+    size_bytes: Option<u64>,
     /// The rev of the last entry so far.
     reached: Option<Rev>,
 }
@@ -136,6 +138,8 @@ impl<'a> TailReader<'a> {
         subject: &'a Subject,
         base: Rev,
     ) -> Self {
+        let mut slots = slots.peekable();
+        let size_bytes = slots.peek().is_none().then_some(0);
         let find = {
             let log = log.clone();
             move |slot| {
@@ -147,7 +151,7 @@ impl<'a> TailReader<'a> {
             .map(find)
             .buffered(CONCURRENT_READS)
             .try_filter_map(|block| std::future::ready(Ok(block)));
-        Self::of_blocks(bucket, log, blocks, base)
+        Self { size_bytes, ..Self::of_blocks(bucket, log, blocks, base) }
     }
 
     /// The blocks that an index names.
@@ -158,8 +162,9 @@ impl<'a> TailReader<'a> {
         base: Rev,
     ) -> Self {
         let highest = lines.last().map(|(_, line)| line.last_rev);
+        let size_bytes = Some(lines.iter().map(|(_, line)| line.length).sum());
         let blocks = lines.into_iter().map(|(slot, line)| Ok(BlockPlace { slot, line, bytes: None }));
-        Self { highest, ..Self::of_blocks(bucket, log, stream::iter(blocks), base) }
+        Self { highest, size_bytes, ..Self::of_blocks(bucket, log, stream::iter(blocks), base) }
     }
 
     fn of_blocks(
@@ -184,7 +189,16 @@ impl<'a> TailReader<'a> {
             }
         };
         let blocks = blocks.map(read).buffered(CONCURRENT_READS).boxed();
-        Self { log, base, blocks, local: Vec::new(), ahead: None, highest: None, reached: None }
+        Self {
+            log,
+            base,
+            blocks,
+            local: Vec::new(),
+            ahead: None,
+            highest: None,
+            size_bytes: None,
+            reached: None,
+        }
     }
 
     /// Adds entries that may follow those of the log, in order. Those that the log holds are ignored.
@@ -198,6 +212,12 @@ impl<'a> TailReader<'a> {
     #[must_use]
     pub const fn highest(&self) -> Option<Rev> {
         self.highest
+    }
+
+    /// The size of what is read from the log, in bytes. `None`: it is known only at the end.
+    #[must_use]
+    pub const fn size_bytes(&self) -> Option<u64> {
+        self.size_bytes
     }
 
     /// Whether there is no entry (any more). It reads the next block.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::lock::Lock;
+use crate::Lock;
 
 /// See the [module](self). Cloning shares them.
 #[derive(Debug, Clone)]
-pub(super) struct FairPermits(Arc<Lock<PermitState>>);
+pub struct FairPermits(Arc<Lock<PermitState>>);
 
 #[derive(Debug)]
 struct PermitState {
@@ -25,14 +25,16 @@ struct PermitState {
 
 /// One permit. A drop returns it.
 #[derive(Debug)]
-pub(super) struct FairPermit {
+pub struct FairPermit {
     /// `None` if it was never given out.
     permits: Option<FairPermits>,
     user: u32,
 }
 
 impl FairPermits {
-    pub(super) fn new(permits: usize) -> Self {
+    /// So many free permits.
+    #[must_use]
+    pub fn new(permits: usize) -> Self {
         Self(Arc::new(Lock::new(PermitState {
             free: permits,
             held: BTreeMap::new(),
@@ -42,13 +44,14 @@ impl FairPermits {
     }
 
     /// A permit for `user`; `None` if none is free, or if the user holds its share.
-    pub(super) fn try_acquire(&self, user: u32) -> Option<FairPermit> {
+    #[must_use]
+    pub fn try_acquire(&self, user: u32) -> Option<FairPermit> {
         let mut state = self.0.lock();
         state.may_hold(user).then(|| self.give(&mut state, user))
     }
 
     /// Waits for a permit for `user`. Cancelling the call takes none.
-    pub(super) async fn acquire(&self, user: u32) -> FairPermit {
+    pub async fn acquire(&self, user: u32) -> FairPermit {
         let granted = {
             let mut state = self.0.lock();
             if state.may_hold(user) {
@@ -61,8 +64,18 @@ impl FairPermits {
         granted.await.expect("a waiting user is removed only with a permit for it")
     }
 
+    /// How many callers of `user` wait for a permit, and how many of all users. Some of them may be gone. The cost grows
+    /// with the number of users that wait.
+    #[must_use]
+    pub fn waiting(&self, user: u32) -> (usize, usize) {
+        let state = self.0.lock();
+        let own = state.waiting.get(&user).map_or(0, VecDeque::len);
+        (own, state.waiting.values().map(VecDeque::len).sum())
+    }
+
     /// The number of free permits.
-    pub(super) fn free(&self) -> usize {
+    #[must_use]
+    pub fn free(&self) -> usize {
         self.0.lock().free
     }
 
