@@ -122,7 +122,7 @@ soak-all: soak ## Run the tests with larger bounds, and the ignored tests, for h
 	cargo test$(LOCKED:%= %) -p dormouse-commit-log --test slow_uplink -- --ignored --nocapture
 	$(call heading,The property tests of formats, log, state, engine and client with $(CASES) cases each)
 	PROPTEST_CASES=$(CASES) cargo test$(LOCKED:%= %) --release -p dormouse-format -p dormouse-commit-log -p dormouse-subject-state -p dormouse-engine -p dormouse-client
-	$(call heading,Twenty thousand subjects opened in turn)
+	$(call heading,Twenty thousand subjects opened in turn; memory for a subject of 8 GiB and a tail of 2 GiB)
 	cargo test$(LOCKED:%= %) --release -p dormouse-engine --test engine -- --ignored
 	$(call heading,The model with larger bounds: at most $(STATES) states each)
 	DORMOUSE_MODEL_STATES=$(STATES) cargo test$(LOCKED:%= %) -p dormouse-model --test soak -- --ignored --nocapture --test-threads 2

@@ -20,7 +20,7 @@ fn is_alone(test: &str) -> bool {
         return true;
     }
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", &format!("memory::{test}"), "--nocapture"]);
+    child.args(["--exact", &format!("memory::{test}"), "--nocapture", "--include-ignored"]);
     child.envs([(ALONE, "1"), ("MALLOC_MMAP_THRESHOLD_", "262144")]);
     assert!(child.status().unwrap().success(), "the test failed in a process of its own");
     false
@@ -77,28 +77,36 @@ fn memory_of_move(bytes: usize) -> (u64, u64) {
     (release, open)
 }
 
-/// A subject of 512 MiB moves to another server in as much memory as one of 64 MiB: nothing holds a whole snapshot.
-#[test]
-fn memory_of_move_does_not_grow_with_subject() {
-    if !is_alone("memory_of_move_does_not_grow_with_subject") {
-        return;
-    }
+/// Asserts that a subject of so many bytes moves to another server in as much memory as one of 64 MiB.
+fn assert_memory_of_move(bytes: usize) {
     let small = memory_of_move(64 << 20);
-    let large = memory_of_move(512 << 20);
+    let large = memory_of_move(bytes);
     let grows = |small: u64, large: u64| large > small + (64 << 20);
     assert!(!grows(small.0, large.0) && !grows(small.1, large.1), "{small:?} and {large:?} bytes");
 }
 
-/// Another server takes over a subject whose entries are only in the log, 256 MiB of them, in less than 128 MiB.
+/// A subject of 512 MiB moves to another server in as much memory as one of 64 MiB: nothing holds a whole snapshot.
 #[test]
-fn memory_of_takeover_does_not_grow_with_tail() {
-    const TAIL_BYTES: usize = 256 << 20;
-    if !is_alone("memory_of_takeover_does_not_grow_with_tail") {
-        return;
+fn memory_of_move_does_not_grow_with_subject() {
+    if is_alone("memory_of_move_does_not_grow_with_subject") {
+        assert_memory_of_move(512 << 20);
     }
+}
+
+/// The same for a subject of 8 GiB.
+#[test]
+#[ignore = "takes minutes, and 40 GiB on the disk: make soak-all"]
+fn memory_of_move_does_not_grow_to_8_gib() {
+    if is_alone("memory_of_move_does_not_grow_to_8_gib") {
+        assert_memory_of_move(8 << 30);
+    }
+}
+
+/// Asserts that another server takes over a subject whose entries are only in the log in less than 128 MiB.
+fn assert_memory_of_takeover(tail_bytes: usize) {
     let world = World::on_disk();
     let app = subject("app.large");
-    let keys = TAIL_BYTES / VALUE_BYTES;
+    let keys = tail_bytes / VALUE_BYTES;
     let first = world.server("persist-1");
     // No compaction succeeds before the kill.
     let gate = world.bucket.hold_requests(BucketOperation::PutFile, "subjects/");
@@ -112,6 +120,23 @@ fn memory_of_takeover_does_not_grow_with_tail() {
     // All of it was in the log, and is in one delta now.
     let deltas = world.objects_with_extension(&app, "delta");
     let sizes: Vec<_> = deltas.iter().map(|path| path.metadata().unwrap().len()).collect();
-    assert!(sizes.len() == 1 && sizes[0] > TAIL_BYTES as u64 / 2, "{sizes:?}");
+    assert!(sizes.len() == 1 && sizes[0] > tail_bytes as u64 / 2, "{sizes:?}");
     assert!(memory < 128 << 20, "{memory} bytes");
+}
+
+/// A takeover with 256 MiB in the log needs less than 128 MiB.
+#[test]
+fn memory_of_takeover_does_not_grow_with_tail() {
+    if is_alone("memory_of_takeover_does_not_grow_with_tail") {
+        assert_memory_of_takeover(256 << 20);
+    }
+}
+
+/// The same with 2 GiB in the log.
+#[test]
+#[ignore = "takes minutes, and 10 GiB on the disk: make soak-all"]
+fn memory_of_takeover_does_not_grow_to_2_gib() {
+    if is_alone("memory_of_takeover_does_not_grow_to_2_gib") {
+        assert_memory_of_takeover(2 << 30);
+    }
 }
