@@ -65,6 +65,9 @@ pub enum GcError {
     /// A log or a manifest cannot be read.
     #[error("{0}")]
     Unreadable(ErrorReply),
+    /// The bucket has no log. The logs of a fleet never disappear, so no fleet uses this bucket.
+    #[error("this is no bucket of a fleet: it has no log")]
+    NoLog,
 }
 
 impl From<ErrorReply> for GcError {
@@ -88,7 +91,11 @@ pub async fn collect(
     on_delete: impl FnMut(&BucketKey),
 ) -> Result<GcReport, GcError> {
     let mut collector = GarbageCollector { bucket, env, settings, on_delete, report: GcReport::default() };
-    for log in collector.logs().await? {
+    let logs = collector.logs().await?;
+    if logs.is_empty() {
+        return Err(GcError::NoLog);
+    }
+    for log in logs {
         collector.collect_log(&log).await?;
     }
     for subject in subjects {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dormouse_bucket::Bucket;
 use dormouse_commit_log::log::SealedLogs;
 use dormouse_engine::api::SubjectRequest;
-use dormouse_engine::gc::{GcReport, GcSettings, collect};
+use dormouse_engine::gc::{GcError, GcReport, GcSettings, collect};
 use dormouse_format::keys::BucketPrefix;
 use dormouse_protocol::LogId;
 use dormouse_runtime::Env;
@@ -88,4 +88,17 @@ fn collection_deletes_unneeded_objects_of_sealed_log() {
     for (name, value) in [("app.a", "not needed"), ("app.b", "needed")] {
         assert_eq!(server.get(&subject(name), "k").unwrap().as_deref(), Some(value));
     }
+}
+
+/// A collection in a bucket that no fleet uses is an error: its URL is probably wrong.
+#[test]
+fn collection_of_bucket_without_log_fails() {
+    let world = World::in_memory();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let bucket = Arc::clone(&world.bucket) as Arc<dyn Bucket>;
+        let settings = GcSettings::new(true, 1_000);
+        let collected = collect(bucket, &Env::system(), &settings, &[subject("app.a")], |_| {}).await;
+        assert!(matches!(collected, Err(GcError::NoLog)), "{collected:?}");
+    });
 }
