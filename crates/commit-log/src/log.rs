@@ -10,6 +10,7 @@
 //! | [`seal`] | how another process's log is sealed (pure, model-checked) |
 //! | `ship_schedule` | when to ship (pure) |
 //! | `upload_rate` | size and time limit of a segment, from measured uploads (pure) |
+//! | `slot_sizes` | the bytes of the slots, and which slots a limit of bytes makes too old (pure) |
 //! | [`tails`] | which slots are still needed (pure, model-checked) |
 //! | `state` | accepted, written, in-flight and still needed entries |
 //! | `disk`, `ship`, `probe`, `trim` | the tasks: WAL, segments, read barriers, slot deletes |
@@ -29,6 +30,7 @@ mod sealed;
 mod settings;
 mod ship;
 mod ship_schedule;
+mod slot_sizes;
 mod state;
 pub mod tails;
 #[cfg(test)]
@@ -120,7 +122,11 @@ pub struct LogMetrics {
     pub unshipped_age: Duration,
     /// Slots that are not deleted.
     pub retained_slots: u64,
-    /// Subjects that need at least one of them.
+    /// Bytes of the slots in the bucket that are not deleted.
+    pub slot_bytes: u64,
+    /// Bytes of the slots that are still needed, those below a needed one included.
+    pub retained_bytes: u64,
+    /// Subjects that need at least one slot.
     pub subjects_with_tail: u64,
     /// The sum over these subjects of the slots that each needs.
     pub tail_slots: u64,

@@ -1,8 +1,11 @@
 //! Metrics of the engine.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dormouse_commit_log::log::LogMetrics;
+use dormouse_protocol::LogId;
+use dormouse_runtime::Lock;
 
 /// The engine's metrics at one moment. The cost of reading them does not depend on the number of subjects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,6 +43,10 @@ pub struct EngineMetrics {
     pub uploads: u64,
     /// Bytes that these uploads occupy on the local disk or have declared.
     pub upload_bytes: u64,
+    /// Bytes of the slots that are not deleted: of the log, and of orphaned logs that this process reclaims.
+    pub log_bytes: u64,
+    /// The log has exceeded its limit of bytes for a while, because subjects are not compacted fast enough.
+    pub log_over_limit: bool,
     /// Metrics of the log.
     pub log: LogMetrics,
 }
@@ -96,6 +103,28 @@ pub(crate) struct Counters {
     pub(crate) fenced_subjects: Gauge,
     pub(crate) handed_over: Gauge,
     pub(crate) claims: Gauge,
+    pub(crate) log_over_limit: AtomicBool,
+    pub(crate) orphaned_logs: OrphanedLogSizes,
+}
+
+/// Bytes of the slots of each orphaned log that this process reclaims.
+#[derive(Debug, Default)]
+pub(crate) struct OrphanedLogSizes(Lock<BTreeMap<LogId, u64>>);
+
+impl OrphanedLogSizes {
+    /// The log was listed, and its slots have this many bytes.
+    pub(crate) fn set(&self, log: &LogId, size_bytes: u64) {
+        self.0.lock().insert(log.clone(), size_bytes);
+    }
+
+    /// The log is reclaimed.
+    pub(crate) fn remove(&self, log: &LogId) {
+        self.0.lock().remove(log);
+    }
+
+    fn total(&self) -> u64 {
+        self.0.lock().values().sum()
+    }
 }
 
 impl Gauge {
@@ -123,6 +152,8 @@ impl Counters {
             claims: self.claims.get(),
             uploads: 0,
             upload_bytes: 0,
+            log_bytes: log.slot_bytes + self.orphaned_logs.total(),
+            log_over_limit: self.log_over_limit.load(Ordering::Relaxed),
             log,
         }
     }

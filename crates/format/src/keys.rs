@@ -49,11 +49,17 @@ impl LogKeys {
     /// The slots in a listing of the log's folder, ascending. Unknown names are ignored.
     #[must_use]
     pub fn read_listing(&self, entries: &[BucketEntry]) -> Vec<Slot> {
+        self.read_sizes(entries).into_iter().map(|(slot, _)| slot).collect()
+    }
+
+    /// The slots in a listing of the log's folder with their sizes in bytes, ascending. Unknown names are ignored.
+    #[must_use]
+    pub fn read_sizes(&self, entries: &[BucketEntry]) -> Vec<(Slot, u64)> {
         let parse = |entry: &BucketEntry| {
             let name = entry.key.as_str().strip_prefix(self.0.as_str())?;
-            parse_hex(name).map(Slot::new)
+            parse_hex(name).map(|slot| (Slot::new(slot), entry.size_bytes))
         };
-        let mut slots: Vec<Slot> = entries.iter().filter_map(parse).collect();
+        let mut slots: Vec<(Slot, u64)> = entries.iter().filter_map(parse).collect();
         slots.sort_unstable();
         slots
     }

@@ -119,6 +119,17 @@ pub struct Args {
     )]
     pub max_puts_per_second: String,
 
+    /// Maximum bytes of the log's slots in the bucket, at least 67108864; near it, the subjects that need the oldest slots
+    /// are compacted
+    #[arg(
+        long,
+        env = "DORMOUSE_MAX_LOG_BYTES",
+        value_name = "BYTES",
+        default_value = "1073741824",
+        help_heading = "Log"
+    )]
+    pub max_log_bytes: String,
+
     /// Bytes of local files above which the server removes files of dormant subjects, least recently used first
     /// (default: no limit)
     #[arg(long, env = "DORMOUSE_MAX_LOCAL_BYTES", value_name = "BYTES", help_heading = "Server")]

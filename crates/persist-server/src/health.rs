@@ -24,6 +24,10 @@ use crate::requests::OpStats;
 /// Age of the oldest unshipped change above which health reports a problem.
 const UNSHIPPED_LONG: Duration = Duration::from_secs(5);
 
+/// The problem text of a log that exceeds its limit of bytes.
+const LOG_OVER_LIMIT: &str = "log too large: its slots have exceeded --max-log-bytes for over a minute, because subjects \
+     are not compacted fast enough";
+
 /// Phase of the process. It only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ServerPhase {
@@ -215,6 +219,9 @@ impl HealthSources {
                 figures.compaction_failing_subjects
             ));
         }
+        if figures.log_over_limit {
+            problems.push(LOG_OVER_LIMIT.to_owned());
+        }
         if self.events.dropped_since(self.env.boot().saturating_sub(DROPPED_RECENTLY)) {
             problems.push(format!(
                 "events dropped within the last {} minutes: the bus rejected them or was not connected",
@@ -258,6 +265,7 @@ impl HealthSources {
             ("log_entries", engine.log.entries),
             ("wal_syncs_total", engine.log.wal_syncs),
             ("retained_slots", engine.log.retained_slots),
+            ("log_bytes", engine.log_bytes),
             ("subjects_with_tail", engine.log.subjects_with_tail),
             ("unshipped_bytes", engine.log.unshipped_bytes),
             ("unshipped_age_ms", u64::try_from(engine.log.unshipped_age.as_millis()).unwrap_or(u64::MAX)),

@@ -74,6 +74,7 @@ fn log_settings(settings: &Settings, open: OpenSubjects) {
         max_unshipped_age = %humantime::format_duration(settings.ship.max_unshipped_age),
         max_unshipped_bytes = settings.ship.max_unshipped_bytes,
         max_puts_per_second = settings.ship.max_puts_per_second,
+        max_log_bytes = settings.ship.max_log_bytes,
         max_local_bytes = settings.max_local_bytes,
         idle_close = %humantime::format_duration(settings.idle_close),
         max_open = open.max,

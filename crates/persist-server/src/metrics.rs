@@ -207,6 +207,7 @@ fn collect_engine(scrape: &mut Scrape<'_>, sources: Option<&HealthSources>) {
         log.unshipped_age.as_secs_f64(),
     );
     scrape.gauge("dormouse_retained_slots", "Slots of the log that are not deleted", log.retained_slots);
+    scrape.gauge("dormouse_log_bytes", "Bytes of the slots that are not deleted", engine.log_bytes);
     scrape.gauge(
         "dormouse_subjects_with_tail",
         "Subjects that need a slot of the log",

@@ -142,11 +142,15 @@ fn ship(check: &mut SettingsParser, args: &Args) -> Option<LogSettings> {
         .given("--max-unshipped-bytes", &args.max_unshipped_bytes, |text| number(text, 32 << 20..=64 << 30));
     let max_puts_per_second =
         check.given("--max-puts-per-second", &args.max_puts_per_second, |text| number(text, 1..=10_000));
+    // A smaller limit is less than a few of the largest segments.
+    let max_log_bytes =
+        check.given("--max-log-bytes", &args.max_log_bytes, |text| number(text, 64 << 20..=1 << 60));
     Some(LogSettings {
         ship_interval: ship_interval?,
         max_unshipped_age: max_unshipped_age?,
         max_unshipped_bytes: max_unshipped_bytes?,
         max_puts_per_second: max_puts_per_second?,
+        max_log_bytes: max_log_bytes?,
         ..LogSettings::default()
     })
 }

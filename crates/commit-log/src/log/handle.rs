@@ -143,7 +143,7 @@ impl Log {
         tasks: &Tasks,
         instruments: LogInstruments,
     ) -> Result<Self, StartLogError> {
-        let checksum = ship::create_first_slot(&id, bucket.as_ref(), &env, tasks.stop()).await?;
+        let first = ship::create_first_slot(&id, bucket.as_ref(), &env, tasks.stop()).await?;
         let ending = EndSignal::new();
         let shared = Arc::new(LogShared {
             keys: LogKeys::new(&id),
@@ -159,9 +159,10 @@ impl Log {
             ended: EndSignal::new(),
             id,
         });
+        shared.lock().slot_sizes.created(Slot::new(0), first.size_bytes);
         let clone = || Arc::clone(&shared);
         tasks.spawn("log disk", guarded(clone(), LogTask::Disk, disk::run(clone(), wal)));
-        tasks.spawn("log ship", guarded(clone(), LogTask::Ship, ship::run(clone(), checksum)));
+        tasks.spawn("log ship", guarded(clone(), LogTask::Ship, ship::run(clone(), first.checksum)));
         tasks.spawn("log probe", guarded(clone(), LogTask::Probe, probe::run(clone())));
         tasks.spawn("log trim", guarded(clone(), LogTask::Trim, trim::run(clone())));
         Ok(Self(shared))
@@ -334,6 +335,13 @@ impl Log {
     #[must_use]
     pub fn oldest_tails(&self, most: usize) -> Vec<(Subject, SubjectTail)> {
         self.0.lock().tails.oldest(most)
+    }
+
+    /// If the slots have nearly [`LogSettings::max_log_bytes`], the lowest slot that may stay: subjects that need a lower
+    /// one are due for compaction.
+    #[must_use]
+    pub fn lowest_slot_within_limit(&self) -> Option<Slot> {
+        self.0.lock().slot_sizes.cut(self.0.settings.max_log_bytes)
     }
 
     /// Rejects new appends, ships everything and ends the tasks. Waits as long as the bucket does not answer.

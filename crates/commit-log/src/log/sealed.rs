@@ -49,6 +49,7 @@ pub struct SealedLog {
     log: LogId,
     seal: Slot,
     slots: Vec<Slot>,
+    size_bytes: u64,
     index: LogIndex,
     bucket: Arc<dyn Bucket>,
 }
@@ -67,6 +68,8 @@ pub struct SlotUse {
 struct SealPoint {
     seal: Slot,
     slots: Vec<Slot>,
+    /// Bytes of these slots.
+    size_bytes: u64,
 }
 
 /// Result of an attempt to confirm that a log is sealed.
@@ -146,15 +149,17 @@ impl SealedLogs {
         for _ in 0..MAX_SEAL_STEPS {
             let input = match effect {
                 SealEffect::List => {
-                    slots = list_slots(self.bucket.as_ref(), log).await?;
-                    SealInput::Listed(slots.last().copied())
+                    slots = list_sizes(self.bucket.as_ref(), log).await?;
+                    SealInput::Listed(slots.last().map(|(slot, _)| *slot))
                 }
                 SealEffect::ReadSlot(slot) => SealInput::SlotRead(self.read_slot_kind(log, slot).await?),
                 SealEffect::Create(_) if !write => return Ok(SealOutcome::NotSealed),
                 SealEffect::Create(slot) => SealInput::Created { ours: self.create_seal(log, slot).await? },
                 SealEffect::Sealed(seal) => {
-                    slots.retain(|slot| *slot < seal);
-                    return Ok(SealOutcome::Sealed(SealPoint { seal, slots }));
+                    slots.retain(|(slot, _)| *slot < seal);
+                    let size_bytes = slots.iter().map(|(_, bytes)| bytes).sum();
+                    let slots = slots.into_iter().map(|(slot, _)| slot).collect();
+                    return Ok(SealOutcome::Sealed(SealPoint { seal, slots, size_bytes }));
                 }
                 SealEffect::Absent => return Ok(SealOutcome::Absent),
             };
@@ -247,12 +252,19 @@ impl SealedLog {
         &self.slots
     }
 
+    /// Bytes of [`SealedLog::slots`], as listed.
+    #[must_use]
+    pub const fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
     /// The slots that exist now: those below the seal, and the seal.
     ///
     /// # Errors
     /// The bucket's error.
     pub async fn list(&self) -> Result<Vec<Slot>, ErrorReply> {
-        list_slots(self.bucket.as_ref(), &self.log).await
+        let sizes = list_sizes(self.bucket.as_ref(), &self.log).await?;
+        Ok(sizes.into_iter().map(|(slot, _)| slot).collect())
     }
 
     /// Number of subjects with entries in the log.
@@ -311,10 +323,10 @@ impl SealedLog {
     }
 }
 
-async fn list_slots(bucket: &dyn Bucket, log: &LogId) -> Result<Vec<Slot>, ErrorReply> {
+async fn list_sizes(bucket: &dyn Bucket, log: &LogId) -> Result<Vec<(Slot, u64)>, ErrorReply> {
     let keys = LogKeys::new(log);
     let listed = bucket.list(keys.folder()).await.map_err(reply)?;
-    Ok(keys.read_listing(&listed))
+    Ok(keys.read_sizes(&listed))
 }
 
 #[expect(clippy::needless_pass_by_value)] // Shorter at its call sites, which pass it to `map_err`.

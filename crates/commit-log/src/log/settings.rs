@@ -15,6 +15,8 @@ pub struct LogSettings {
     pub max_unshipped_age: Duration,
     /// Maximum segments a second, on average. Unused capacity of one second carries over to the next.
     pub max_puts_per_second: u32,
+    /// Above this size of all slots in bytes, the subjects that need the oldest ones are compacted.
+    pub max_log_bytes: u64,
     /// Maximum time between the WAL write and its sync.
     pub sync_interval: Duration,
 }
@@ -27,6 +29,7 @@ impl Default for LogSettings {
             max_unshipped_bytes: 64 << 20,
             max_unshipped_age: Duration::from_secs(10),
             max_puts_per_second: 50,
+            max_log_bytes: 1 << 30,
             sync_interval: Duration::from_secs(1),
         }
     }

@@ -29,19 +29,26 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A segment with more bytes of entries is encoded on the blocking pool.
 const MAX_INLINE_BYTES: usize = 64 * 1_024;
 
+/// The first object of a log.
+pub(super) struct FirstSlot {
+    pub(super) checksum: Crc64,
+    pub(super) size_bytes: u64,
+}
+
 /// Creates the first object of a log.
 pub(super) async fn create_first_slot(
     log: &LogId,
     bucket: &dyn Bucket,
     env: &Env,
     stop: &Stop,
-) -> Result<Crc64, StartLogError> {
+) -> Result<FirstSlot, StartLogError> {
     let slot = Slot::new(0);
     let nonce = Nonce::new(env.ulid());
     let header = SlotHeader { kind: SlotKind::Birth, log: log.clone(), slot, nonce, previous: NO_PREVIOUS };
     let EncodedSlot { bytes, checksum, .. } = segment::encode(&header, Vec::new());
+    let size_bytes = bytes.len() as u64;
     match create_once(bucket, &LogKeys::new(log).slot(slot), bytes, stop.requested()).await {
-        Ok(CreateOutcome::Ours) => Ok(checksum),
+        Ok(CreateOutcome::Ours) => Ok(FirstSlot { checksum, size_bytes }),
         Ok(CreateOutcome::Foreign) => Err(StartLogError::AlreadyExists(log.clone())),
         Ok(CreateOutcome::Unknown(source)) | Err(source) => {
             Err(StartLogError::Bucket { log: log.clone(), source })

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use super::handle::{LogShared, Wakers};
 use super::owner::{LogOwner, OwnerEffect, OwnerInput, PutOutcome, ReadNumber};
 use super::ship_schedule::{FlushDecision, ShipSchedule, Unshipped};
+use super::slot_sizes::SlotSizes;
 use super::tails::Tails;
 use super::upload_rate::UploadRate;
 use super::{Append, AppendProgress, DurabilityStage, LogEnd, LogMetrics, LogSettings};
@@ -32,6 +33,7 @@ const FULL_DISK_PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct LogState {
     pub(super) owner: LogOwner,
     pub(super) tails: Tails<Subject>,
+    pub(super) slot_sizes: SlotSizes,
     /// Reads that wait for a barrier, by arrival.
     pub(super) readers: VecDeque<(ReadNumber, oneshot::Sender<Result<(), ErrorReply>>)>,
     /// The slot that the next probe reads.
@@ -86,6 +88,7 @@ impl LogState {
         Self {
             owner: LogOwner::new(Slot::new(1)),
             tails: Tails::new(),
+            slot_sizes: SlotSizes::new(),
             readers: VecDeque::new(),
             probe: None,
             trimmable_slots: VecDeque::new(),
@@ -294,6 +297,7 @@ impl LogState {
                 }
                 OwnerEffect::ReadsConfirmed { through } => self.answer_readers(through),
                 OwnerEffect::Delete { from, to } => {
+                    self.slot_sizes.released(to);
                     match self.trimmable_slots.back_mut() {
                         Some(last) if last.1 == from => last.1 = to,
                         _ => self.trimmable_slots.push_back((from, to)),
@@ -328,6 +332,7 @@ impl LogState {
         }
         self.metrics.segments += 1;
         self.metrics.segment_bytes += bytes;
+        self.slot_sizes.created(self.owner.next_slot(), bytes);
         let was_held = self.unshipped_age(shared.env.boot()) > shared.settings.max_unshipped_age;
         let ready = self.decide(shared.env.boot()) == FlushDecision::Now;
         self.apply_owner_input(OwnerInput::Put { outcome: PutOutcome::Ours, ready }, shared);
@@ -398,6 +403,8 @@ impl LogState {
             unshipped_bytes: self.unshipped_cost,
             unshipped_age: self.unshipped_age(now),
             retained_slots: self.owner.next_slot().get() - self.owner.trimmed().get(),
+            slot_bytes: self.slot_sizes.total(),
+            retained_bytes: self.slot_sizes.retained(),
             subjects_with_tail: self.tails.len() as u64,
             tail_slots: self.tails.all_runs() as u64,
             ..self.metrics

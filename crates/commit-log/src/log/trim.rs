@@ -55,7 +55,10 @@ fn next(shared: &LogShared, failed: &mut VecDeque<(Duration, Slot)>, now: Durati
 async fn delete(shared: &LogShared, slot: Slot) -> (Slot, bool) {
     let deleted = shared.bucket.delete(&shared.keys.slot(slot)).await;
     match &deleted {
-        Ok(()) => tracing::debug!(log = %shared.id, %slot, "slot deleted"),
+        Ok(()) => {
+            shared.lock().slot_sizes.deleted(slot);
+            tracing::debug!(log = %shared.id, %slot, "slot deleted");
+        }
         Err(error) => {
             tracing::debug!(log = %shared.id, %slot, %error, "slot delete failed");
         }

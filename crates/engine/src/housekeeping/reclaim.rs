@@ -38,6 +38,7 @@ pub(super) async fn run(shared: Arc<EngineShared>) {
             }
             match reclaim_log(&shared, &log).await {
                 Ok(report) if report.skipped == 0 && report.sealed => {
+                    shared.counters.orphaned_logs.remove(&log);
                     let slots = report.deletions.slots.len();
                     tracing::info!(%log, moved = report.needed, slots, "orphaned log reclaimed");
                     let data = Arc::clone(&shared.data);
@@ -76,7 +77,9 @@ async fn reclaim_log(shared: &Arc<EngineShared>, log: &LogId) -> Result<ReclaimR
                 return Ok(ReclaimReport { sealed: true, ..ReclaimReport::default() });
             }
             ReclaimEffect::Seal => {
-                sealed = Some(shared.sealed.seal(log).await?);
+                let log_to_read = shared.sealed.seal(log).await?;
+                shared.counters.orphaned_logs.set(log, log_to_read.size_bytes());
+                sealed = Some(log_to_read);
                 ReclaimInput::Sealed(true)
             }
             ReclaimEffect::CheckSeal => ReclaimInput::Sealed(shared.sealed.is_sealed(log).await?),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_bucket::BucketOperation;
+use dormouse_engine::EngineSettings;
 use dormouse_engine::api::SubjectRequest;
 use dormouse_protocol::data::{DeleteAllRequest, SetItem, SetRequest};
 
@@ -251,4 +252,69 @@ fn delta_larger_than_small_objects_is_read() {
     let third = world.server("persist-3");
     assert_eq!(third.info(&app).count, 855);
     assert_eq!(third.get(&app, "k0854").unwrap().map(|value| value.len()), Some(VALUE_BYTES));
+}
+
+/// The bytes of a log's slots in the bucket.
+fn slot_bytes(world: &World, server: &Server) -> u64 {
+    world.slots(&server.log()).iter().map(|path| std::fs::metadata(path).unwrap().len()).sum()
+}
+
+/// Fifty kilobytes of an idle subject do not keep the log of a busy one: the slots stay within the limit of bytes, also
+/// after the idle subject has closed, and after a restart.
+#[test]
+fn log_stays_within_its_limit_of_bytes() {
+    const LIMIT: u64 = 1 << 20;
+    let world = World::on_disk();
+    let (idle, busy) = (subject("app.idle"), subject("app.busy"));
+    let small = |settings: &mut EngineSettings| settings.log.max_log_bytes = LIMIT;
+    let mut server = world.server_with("persist-1", small);
+    for start in 0..2 {
+        for round in 0..2 {
+            server.set(&idle, "k", &format!("{start}{round}").repeat(25_000)).unwrap();
+            if round == 1 {
+                server.until("the subjects close", || server.engine.metrics().open_subjects == 0);
+            }
+            for _ in 0..300 {
+                server.set(&busy, "k", &"x".repeat(10_000)).unwrap();
+                server.advance(Duration::from_millis(50));
+                let bytes = slot_bytes(&world, &server);
+                assert!(bytes <= LIMIT, "{bytes} bytes of slots");
+            }
+        }
+        let metrics = server.engine.metrics();
+        assert_eq!(metrics.log_bytes, metrics.log.slot_bytes);
+        server.until("deletes are complete", || {
+            server.engine.metrics().log.slot_bytes == slot_bytes(&world, &server)
+        });
+        let old = server.kill();
+        server = world.server_with("persist-1", small);
+        let is_reclaimed = || world.slots(&old).len() == 1 && server.engine.metrics().log_bytes < 1_000;
+        server.until("the orphaned log counts", || {
+            is_reclaimed() || server.engine.metrics().log_bytes > 10_000
+        });
+        server.until("the old log is reclaimed", is_reclaimed);
+    }
+    assert_eq!(server.get(&idle, "k").unwrap().unwrap(), "11".repeat(25_000));
+}
+
+/// A log that cannot give up its oldest slots is reported, and other subjects are still compacted. Once the cause is over,
+/// the log fits again.
+#[test]
+fn log_over_its_limit_is_reported() {
+    let world = World::on_disk();
+    let (stuck, busy) = (subject("app.stuck"), subject("app.busy"));
+    let server = world.server_with("persist-1", |settings| settings.log.max_log_bytes = 1 << 20);
+    server.set(&stuck, "k", "v").unwrap();
+    let held = world.bucket.hold_requests(BucketOperation::PutFile, &stuck.escaped());
+    for _ in 0..200 {
+        server.set(&busy, "k", &"x".repeat(10_000)).unwrap();
+        server.advance(Duration::from_secs(1));
+    }
+    assert!(server.engine.metrics().log_over_limit);
+    assert!(server.engine.metrics().manifest_publishes > 0, "the busy subject has a base");
+    drop(held);
+    server.until("the log fits", || {
+        let metrics = server.engine.metrics();
+        !metrics.log_over_limit && metrics.log.retained_bytes < 1 << 20
+    });
 }

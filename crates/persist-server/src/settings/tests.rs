@@ -54,6 +54,8 @@ fn settings_errors_are_reported_together() {
         "1",
         "--max-puts-per-second",
         "0",
+        "--max-log-bytes",
+        "1000",
         "--max-local-bytes",
         "all",
         "--idle-close",
@@ -88,6 +90,7 @@ fn settings_errors_are_reported_together() {
         "--max-unshipped-age",
         "--max-unshipped-bytes",
         "--max-puts-per-second",
+        "--max-log-bytes",
         "--max-local-bytes",
         "--idle-close",
         "--max-open",
@@ -98,6 +101,16 @@ fn settings_errors_are_reported_together() {
         "--log-format",
     ];
     assert_eq!(flags, expected, "{faults:?}");
+}
+
+/// A limit of the log's bytes that is too small is refused with the minimum.
+#[test]
+fn settings_refuse_small_log_with_minimum() {
+    let SettingsErrors(faults) = Settings::resolve(&args(&["--max-log-bytes=67108863"])).unwrap_err();
+    assert!(faults[0].contains("from 67108864 "), "{faults:?}");
+    let settings = Settings::resolve(&args(&["--max-log-bytes=67108864"])).unwrap();
+    assert_eq!(settings.ship.max_log_bytes, 64 << 20);
+    assert_eq!(Settings::resolve(&args(&[])).unwrap().ship.max_log_bytes, 1 << 30);
 }
 
 /// Each level is accepted as the default level.

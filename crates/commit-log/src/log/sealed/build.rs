@@ -40,7 +40,8 @@ pub(super) async fn open(
             LogIndex::decode(log, bytes)?
         }
     };
-    Ok(SealedLog { log: log.clone(), seal: point.seal, slots: point.slots, index, bucket })
+    let SealPoint { seal, slots, size_bytes } = point;
+    Ok(SealedLog { log: log.clone(), seal, slots, size_bytes, index, bucket })
 }
 
 /// The stored index; `None` if there is no usable one.
