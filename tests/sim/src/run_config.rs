@@ -15,7 +15,7 @@ use crate::rng::SeededRng;
 pub enum Profile {
     /// All assumptions of the guarantees hold: no violation is allowed.
     Standard,
-    /// The same, and clients sometimes destroy subjects.
+    /// The same, clients sometimes destroy subjects, and the logs exceed their limit of bytes.
     Destroys,
     /// As `Standard`, but servers are often cut off from the others while they still reach the bucket. So their logs
     /// are sealed while they grow and are collected.
@@ -198,6 +198,7 @@ impl RunConfig {
         match profile {
             Profile::Overtaken => config.overtaken(),
             Profile::Greedy => config.greedy(),
+            Profile::Destroys => config.with_small_log(),
             _ => config,
         }
     }
@@ -221,6 +222,11 @@ impl RunConfig {
             between_ms: 1_000,
             ..self
         }
+    }
+
+    /// Returns the configuration with a log of a few segments, so that subjects are compacted for their old slots.
+    fn with_small_log(self) -> Self {
+        Self { log: LogSettings { max_log_bytes: 4_096, ..self.log }, ..self }
     }
 
     fn greedy(self) -> Self {
