@@ -131,7 +131,7 @@ impl Builder {
             expected: Vec::new(),
             finished: false,
         };
-        if fleet.s3.is_some() {
+        if fleet.s3.is_some() || fleet.proxies.is_some() {
             // The S3 server serves one request at a time, so a busy machine needs longer than the check may take.
             fleet.expect_warning("check of concurrent creates incomplete");
         }
